@@ -1,0 +1,196 @@
+"""Which line of the user's code sent a statement: a stack goes in, an instruction of their code comes out.
+
+Code is told apart by its file: the database layer (SQLAlchemy, drivers, the standard library, this package),
+other libraries (what lies under site-packages), and the user's own. The walk up the stack looks at file names
+only; line numbers are worked out when somebody asks for them. Under AsyncSession the stack ends at a greenlet
+and goes on in the coroutine which awaits it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from sqla_watch.facts import CallSite
+from sqla_watch.findings import Location
+
+__all__ = ["locate", "location_of", "user_code"]
+
+DATABASE: Final = 0
+LIBRARY: Final = 1
+USER: Final = 2
+
+_DATABASE_PACKAGES = (
+    "sqlalchemy", "greenlet", "psycopg", "psycopg_pool", "psycopg2", "asyncpg", "aiosqlite", "pg8000",
+    "sqlmodel", "flask_sqlalchemy", "flask_sqlalchemy_lite", "sqlalchemy_utils", "advanced_alchemy",
+)  # fmt: skip
+"""Packages between the user's line and the database: their frames never are the cause."""
+
+_TYPED_IN = ("<stdin>", "<ipython-input", "<python-input", "<console>", "<doctest", "<input>")
+"""Names of code that a person typed into a prompt or a notebook: user code without a file."""
+
+_PATH_FRAMES = 4
+"""Frames of user code, one calling the other, which tell two calls through one helper apart."""
+
+_SHARED_ROOT = os.sep + "site-packages" + os.sep
+_SYSTEM_ROOT = os.sep + "dist-packages" + os.sep
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_DEMO = os.path.join(_PACKAGE, "demo") + os.sep
+_STANDARD_LIBRARY = tuple(
+    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")} | {os.path.dirname(os.__file__) + os.sep}
+)
+
+_MOST_FILES = 20_000
+
+
+class _UserCode:
+    """What counts as the user's own code; remembers its answer for each file name."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, int] = {}
+        self._user: tuple[str, ...] = ()
+        self._library: tuple[str, ...] = ()
+
+    def configure(self, user: Iterable[str] = (), library: Iterable[str] = ()) -> None:
+        """Add path prefixes or package names which are, or are not, the user's own code."""
+        self._user = tuple(user)
+        self._library = tuple(library)
+        self.kinds.clear()
+
+    def kind(self, filename: str) -> int:
+        """Return DATABASE, LIBRARY or USER for the file of a code object."""
+        found = self.kinds.get(filename)
+        if found is None:
+            if len(self.kinds) >= _MOST_FILES:
+                self.kinds.clear()
+            found = self.kinds[filename] = self._classify(filename)
+        return found
+
+    def files(self) -> list[str]:
+        """Return the user's files that were met on a stack."""
+        return [filename for filename, kind in list(self.kinds.items()) if kind == USER]
+
+    def _classify(self, filename: str) -> int:
+        if filename.startswith("<"):
+            return USER if filename.startswith(_TYPED_IN) else DATABASE
+        if any(_under(filename, prefix) for prefix in self._user):
+            return USER
+        if any(_under(filename, prefix) for prefix in self._library):
+            return LIBRARY
+        if filename.startswith(_PACKAGE):
+            return USER if filename.startswith(_DEMO) else DATABASE
+        for root in (_SHARED_ROOT, _SYSTEM_ROOT):
+            _, found, inside = filename.rpartition(root)
+            if found:
+                package = inside.split(os.sep, 1)[0].removesuffix(".py")
+                return DATABASE if package in _DATABASE_PACKAGES else LIBRARY
+        if filename.startswith(_STANDARD_LIBRARY):
+            return DATABASE
+        return USER
+
+
+def _under(filename: str, prefix: str) -> bool:
+    """Whether a file lies under a path prefix, or in a package of that name."""
+    if os.sep in prefix or prefix.startswith("."):
+        return filename.startswith(os.path.abspath(prefix))
+    return f"{os.sep}{prefix.replace('.', os.sep)}{os.sep}" in filename or filename.endswith(
+        f"{os.sep}{prefix.replace('.', os.sep)}.py"
+    )
+
+
+user_code: Final = _UserCode()
+
+
+def _awaiting(frame: FrameType) -> FrameType | None:
+    """Return the frame that awaits the greenlet whose outermost frame this is, or None outside of any."""
+    greenlet: Any = sys.modules.get("greenlet")
+    if greenlet is None:
+        return None
+    parent = greenlet.getcurrent().parent
+    while parent is not None:
+        outer: FrameType | None = parent.gr_frame
+        if outer is not None and outer is not frame:
+            return outer
+        parent = parent.parent
+    return None
+
+
+def locate(frame: FrameType | None) -> tuple[CodeType | None, int, int]:
+    """Return code, instruction and path of the innermost user frame above `frame`.
+
+    The path is a hash of the frames of user code that call each other up to there. Without any user frame the
+    innermost library frame outside of the database layer answers; without that, (None, -1, 0).
+
+    This is the dearest part of the hot path: about 45 ns a frame, 0.3 to 1.8 µs a statement.
+    """
+    kinds = user_code.kinds
+    library: FrameType | None = None
+    hopped = False
+    while True:
+        if frame is None:
+            if hopped:
+                break
+            hopped = True
+            frame = _awaiting(sys._getframe())
+            if frame is None:
+                break
+        filename = frame.f_code.co_filename
+        kind = kinds.get(filename)
+        if kind is None:
+            kind = user_code.kind(filename)
+        if kind:
+            if kind == USER:
+                break
+            if library is None:
+                library = frame
+        frame = frame.f_back
+    if frame is None:
+        frame = library
+        if frame is None:
+            return None, -1, 0
+    code = frame.f_code
+    instruction = frame.f_lasti
+    path = id(code) ^ instruction
+    caller = frame.f_back
+    for _ in range(_PATH_FRAMES - 1):
+        if caller is None or kinds.get(caller.f_code.co_filename) != USER:
+            break
+        path = (path * 31 ^ id(caller.f_code) ^ caller.f_lasti) & 0xFFFFFFFFFFFFFF
+        caller = caller.f_back
+    return code, instruction, path
+
+
+def location_of(site: CallSite | None) -> Location | None:
+    """Resolve an instruction to file, line and function."""
+    return None if site is None else _resolve(site.code, site.instruction)
+
+
+@lru_cache(maxsize=1_024)
+def _resolve(code: CodeType, instruction: int) -> Location:
+    line = code.co_firstlineno
+    end = line
+    index = max(instruction, 0) // 2
+    for number, (start_line, end_line, _, _) in enumerate(code.co_positions()):
+        if number == index:
+            if start_line is not None:
+                line = start_line
+                end = end_line or start_line
+            break
+    return Location(code.co_filename, line, _function(code), last_line=end)
+
+
+def _function(code: CodeType) -> str:
+    """Name the function as a reader would: comprehensions and lambdas belong to the function around them."""
+    name = code.co_qualname
+    while True:
+        outer, separator, inner = name.rpartition(".<locals>.")
+        if not separator:
+            return name
+        if inner not in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<lambda>"):
+            return inner
+        name = outer

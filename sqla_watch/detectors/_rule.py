@@ -1,0 +1,161 @@
+"""What a rule is, and how the rules are run over the facts of a scope."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from sqla_watch.callsite import location_of
+from sqla_watch.facts import CallSite, LoadKind, Repeat, StatementGroup, Transaction, Wait
+from sqla_watch.findings import Finding, Location, Severity, SqlaWatchWarning
+from sqla_watch.ignores import Ignore, is_ignored
+from sqla_watch.settings import Action, Number, Profile, RuleSettings, Settings, SettingsError
+
+logger = logging.getLogger("sqla_watch")
+
+_RANK = {Severity.HIGH: 0, Severity.MEDIUM: 1, Severity.LOW: 2}
+
+
+class Facts(Protocol):
+    """What a rule may read of a scope's record."""
+
+    @property
+    def groups(self) -> list[StatementGroup]: ...  # noqa: D102
+    @property
+    def repeats(self) -> list[Repeat]: ...  # noqa: D102
+    @property
+    def transactions(self) -> Iterable[Transaction]: ...  # noqa: D102
+    @property
+    def waits(self) -> Iterable[Wait]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A number from which on a rule speaks, by profile. Its name in the rule carries the unit."""
+
+    development: Number
+    test: Number
+    production: Number
+    meaning: str
+
+    def of(self, profile: Profile) -> Number:
+        """Return the default of a profile."""
+        value: Number = getattr(self, str(profile))
+        return value
+
+    def check(self, name: str, value: object) -> Number:
+        """Return `value` if it can be this threshold.
+
+        Raises:
+            SettingsError: It is no number, negative, or a fraction where whole things are counted.
+        """
+        whole = isinstance(self.development, int)
+        wanted = "a whole number" if whole else "a number"
+        if isinstance(value, bool) or not isinstance(value, int | float) or (whole and not isinstance(value, int)):
+            raise SettingsError(f"{name} is {value!r} ({type(value).__name__}), but must be {wanted}")
+        if not 0 <= value < float("inf"):
+            raise SettingsError(f"{name} is {value!r}, but must be 0 or more")
+        return value if whole else float(value)
+
+
+@dataclass(slots=True)
+class Context:
+    """What a rule is given beside the facts: its settings, and what more specific rules have spoken for."""
+
+    settings: RuleSettings
+    claimed: set[object] = field(default_factory=set)
+    """Facts (groups, repeats, transactions) that a finding is about already."""
+
+    def __getitem__(self, name: str) -> Number:
+        return self.settings.thresholds[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A finding, the facts it speaks for, and the ignores around them."""
+
+    finding: Finding
+    about: Collection[object]
+    ignores: tuple[Ignore, ...]
+
+
+class Rule(ABC):
+    """A named kind of mistake and the code that finds it. The subclass's docstring is its documentation."""
+
+    id: ClassVar[str]
+    guide: ClassVar[tuple[int, ...]]
+    """Sections of the guide that it puts into practice."""
+    warning: ClassVar[type[SqlaWatchWarning]]
+    thresholds: ClassVar[Mapping[str, Threshold]] = {}
+    actions: ClassVar[Mapping[Profile, Action]] = {}
+    """What it does where that is not the profile's own action."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Ids of more specific rules: what they have found is not found again."""
+
+    @abstractmethod
+    def find(self, facts: Facts, context: Context) -> Iterator[Found]:
+        """Yield what it finds in the facts of one scope."""
+
+
+def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None) -> list[Finding]:
+    """Run the rules over the facts of a scope.
+
+    Args:
+        facts: The record of the scope.
+        settings: Actions and thresholds.
+        only: Ids of the rules to run; all by default.
+
+    Returns:
+        The findings that nobody ignores, worst first.
+    """
+    from sqla_watch.detectors import RULES
+
+    findings: list[Finding] = []
+    claimed: set[object] = set()
+    for rule in _in_order(RULES):
+        rule_settings = settings.rule(rule.id)
+        if rule_settings.action is Action.IGNORE or (only is not None and rule.id not in only):
+            continue
+        try:
+            for found in rule.find(facts, Context(rule_settings, claimed)):
+                claimed.update(found.about)
+                if not is_ignored(found.finding, found.ignores):
+                    findings.append(found.finding)
+        except Exception:
+            # A rule which fails must not take the others, or the application, with it.
+            logger.exception("sqla_watch: rule %s failed; please report this", rule.id)
+    findings.sort(key=lambda finding: (_RANK[finding.severity], -finding.database_seconds, -finding.statements))
+    return findings
+
+
+def _in_order(rules: Mapping[str, Rule]) -> list[Rule]:
+    """Return the rules, each behind those that it gives way to."""
+    ordered: dict[str, Rule] = {}
+
+    def place(rule: Rule) -> None:
+        for before in rule.after:
+            if before in rules:
+                place(rules[before])
+        ordered.setdefault(rule.id, rule)
+
+    for rule in rules.values():
+        place(rule)
+    return list(ordered.values())
+
+
+def seconds(nanoseconds: int) -> float:
+    """Return nanoseconds as seconds, rounded to the microsecond."""
+    return round(nanoseconds / 1e9, 6)
+
+
+def where(site: CallSite | None) -> Location | None:
+    """Return the location of an instruction."""
+    return location_of(site)
+
+
+def is_query(group: StatementGroup) -> bool:
+    """Whether a group is made of the application's own SELECTs."""
+    return group.kind is LoadKind.QUERY and group.fingerprint.operation == "SELECT"

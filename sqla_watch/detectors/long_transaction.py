@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.facts import Transaction
+from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
+
+
+class LongTransactionWarning(SqlaWatchWarning):
+    """A transaction was kept open for long."""
+
+
+class LongTransaction(Rule):
+    """A transaction that was kept open for too long.
+
+    ## What it sees
+    The time from a transaction's first statement to the end of its COMMIT or ROLLBACK, split into time in the
+    database, time of the COMMIT, and time in which the transaction sat idle while the code did something else.
+
+    ## Why it costs
+    An open transaction keeps its connection, its locks and its snapshot: others wait for the rows it changed,
+    and VACUUM cannot remove what it could still see.
+
+    ## Example
+    ```python
+    with Session(engine) as session:
+        order = session.get(Order, 1)
+        time.sleep(1.2)
+        order.paid = True
+        session.commit()
+    ```
+
+    ## Use instead
+    ```python
+    time.sleep(1.2)
+    with Session(engine) as session:
+        session.get(Order, 1).paid = True
+        session.commit()
+    ```
+
+    ## Thresholds
+    `min_seconds`: seconds from the first statement to the end (development 1.0, test 1.0, production 2.0).
+
+    ## How to silence it
+    `with sqla_watch.ignore("long-transaction", reason="…"):` around its end, or
+    `# sqla-watch: ignore[long-transaction]` on the line of its first statement.
+
+    ## Limits
+    In autocommit there is no transaction. One that is long only because one statement is slow is left to
+    `slow-query`. A transaction is counted where it ends.
+    """
+
+    id = "long-transaction"
+    guide = (3,)
+    warning = LongTransactionWarning
+    thresholds: ClassVar = {
+        "min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")
+    }
+    after = ("slow-query",)
+
+    _ONE_STATEMENT = 0.8  # share of the time from which on one slow statement explains the whole
+
+    def find(self, facts: Facts, context: Context) -> Iterator[Found]:
+        """Yield one finding for each line on which such a transaction began."""
+        longest: dict[object, Transaction] = {}
+        counts: dict[object, int] = {}
+        for transaction in facts.transactions:
+            length = transaction.finished - transaction.started
+            if length < context["min_seconds"] * 1e9 or transaction.slowest > length * self._ONE_STATEMENT:
+                continue
+            key = (transaction.first, transaction.last, transaction.ignores)
+            counts[key] = counts.get(key, 0) + 1
+            before = longest.get(key)
+            if before is None or length > before.finished - before.started:
+                longest[key] = transaction
+        for key, transaction in longest.items():
+            yield Found(self._finding(transaction, counts[key]), (transaction,), transaction.ignores)
+
+    @staticmethod
+    def _finding(transaction: Transaction, count: int) -> Finding:
+        length = transaction.finished - transaction.started
+        idle = max(0, length - transaction.database - transaction.ending)
+        last = where(transaction.last)
+        first = where(transaction.first)
+        related = (RelatedLocation("last statement", last),) if last is not None and last != first else ()
+        advice = (
+            "Do what needs no database before the transaction or after its commit: it sat idle for most of its time."
+            if idle > length // 2
+            else "Commit in smaller pieces, or ask for less: it spent its time in the database."
+        )
+        return Finding(
+            rule=LongTransaction.id,
+            target=first.function if first else "transaction",
+            severity=Severity.HIGH if idle > length // 2 else Severity.MEDIUM,
+            message=(
+                f"a transaction stayed open for {length / 1e9:.1f} s, idle for {idle / 1e9:.1f} s of it "
+                f"(ended by {transaction.outcome})"
+            ),
+            location=first,
+            evidence={
+                "transaction_seconds": seconds(length),
+                "database_seconds": seconds(transaction.database),
+                "ending_seconds": seconds(transaction.ending),
+                "idle_seconds": seconds(idle),
+                "statements": transaction.statements,
+                "transactions": count,
+                "outcome": transaction.outcome,
+            },
+            suggestion=advice,
+            related=related,
+            statements=transaction.statements,
+            database_seconds=seconds(transaction.database + transaction.ending),
+        )

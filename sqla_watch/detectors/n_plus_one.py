@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.facts import LoadKind, Relationship, StatementGroup
+from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
+
+
+class NPlusOneWarning(SqlaWatchWarning):
+    """One relationship was lazily loaded for many parents, one by one."""
+
+
+class NPlusOne(Rule):
+    """One relationship lazily loaded for many distinct parents of one session.
+
+    ## What it sees
+    A query brings many objects; then code touches the same relationship on one after the other, and each touch
+    sends a SELECT of its own. Counted are distinct parents for each session, relationship and line, not
+    executions. The line that touches the relationship and the line of the query that loaded the parents are both
+    named, and the `.options(...)` for that query, with nested relationships chained from it.
+
+    ## Why it costs
+    Each SELECT is a round trip: 100 parents at half a millisecond are 50 ms in which the application waits and a
+    connection is taken, and the number grows with the data. One statement more for all parents at once costs
+    about as much as one of the hundred.
+
+    ## Example
+    ```python
+    for customer in session.scalars(select(Customer)):
+        print(len(customer.orders))
+    ```
+
+    ## Use instead
+    ```python
+    for customer in session.scalars(select(Customer).options(selectinload(Customer.orders))):
+        print(len(customer.orders))
+    ```
+
+    ## Thresholds
+    `min_parents`: distinct parents loaded by one query and then touched one by one (development 2, test 2,
+    production 5). Parents that were each loaded by a query of their own count from five on.
+    `min_seconds`: database seconds of the lazy loads together (production 0.05, else 0).
+
+    ## How to silence it
+    `with sqla_watch.ignore("n-plus-one", "Customer.orders", reason="…"):` around the code, or
+    `# sqla-watch: ignore[n-plus-one]` on its line.
+
+    ## Limits
+    Relationships with `lazy="dynamic"` or `"write_only"` send ordinary queries: `query-in-loop` sees those. Parents
+    loaded before the scope was opened have no query to name. Loads which ran at the same time, by
+    `asyncio.gather`, are not a loop.
+    """
+
+    id = "n-plus-one"
+    guide = (4, 5)
+    warning = NPlusOneWarning
+    thresholds: ClassVar = {
+        "min_parents": Threshold(2, 2, 5, "distinct parents"),
+        "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of the lazy loads together"),
+    }
+
+    _LONE_PARENTS = 5  # parents that each came by a query of their own: the loop around those is the mistake
+
+    def find(self, facts: Facts, context: Context) -> Iterator[Found]:
+        """Yield one finding for each relationship, line and session."""
+        for group in facts.groups:
+            relationship = group.relationship
+            if group.kind is not LoadKind.LAZY or relationship is None:
+                continue
+            parents = len(group.values) + group.uncounted
+            together = parents - max(len(group.roots), 1) + 1
+            if parents < context["min_parents"] or (
+                together < context["min_parents"] and parents < max(self._LONE_PARENTS, context["min_parents"])
+            ):
+                continue
+            if group.nanoseconds < context["min_seconds"] * 1e9 or group.overlapping > group.count // 2:
+                continue
+            yield Found(self._finding(group, relationship, parents), (group,), group.ignores)
+
+    @staticmethod
+    def _finding(group: StatementGroup, relationship: Relationship, parents: int) -> Finding:
+        option = loader_option(relationship)
+        related = []
+        if group.root_sites:
+            site = max(group.root_sites, key=group.root_sites.__getitem__)
+            location = where(site)
+            if location is not None:
+                related.append(RelatedLocation("parents loaded by the query", location))
+        place = f"the query at {related[0].location}" if related else "the query that loads them"
+        return Finding(
+            rule=NPlusOne.id,
+            target=relationship.name,
+            severity=Severity.HIGH,
+            message=(
+                f"{relationship.name} was loaded lazily for {parents} {relationship.owner} objects, one by one: "
+                f"{group.count} statements where one would do"
+            ),
+            location=where(group.call_site),
+            evidence={
+                "relationship": relationship.name,
+                "distinct_parents": parents,
+                "statements": group.count,
+                "rows": group.rows,
+                "database_seconds": seconds(group.nanoseconds),
+            },
+            suggestion=f"Add to {place}:\n{option}",
+            related=tuple(related),
+            statement=group.fingerprint.text,
+            statements=group.count,
+            database_seconds=seconds(group.nanoseconds),
+        )
+
+
+def loader_option(relationship: Relationship) -> str:
+    """Return the option that loads a relationship with the query at the root of its path.
+
+    >>> orders = ("Customer", "orders", True)
+    >>> loader_option(Relationship("Order", "items", "Item", True, (orders,)))
+    '.options(selectinload(Customer.orders).selectinload(Order.items))'
+    """
+    steps = (*relationship.path, (relationship.owner, relationship.key, relationship.to_many))
+    chain = ".".join(f"{'selectinload' if to_many else 'joinedload'}({owner}.{key})" for owner, key, to_many in steps)
+    return f".options({chain})"

@@ -1,0 +1,324 @@
+"""Which statements are the same: SQL text goes in, a `Fingerprint` without any value comes out.
+
+SQLAlchemy's compiled text is the same for every call of a statement, so a text is read once and then found
+in a dictionary. Text with values pasted in is made equal by replacing its literals by `?`; that replaced
+text is the only one which is kept and shown. Names of tables and columns stay. Of parameter values only
+hashes are made, and told apart into those which a loop over pages, ranges or chunks changes by its nature
+(OFFSET, `id > …`, a long IN list) and the fixed rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple
+
+__all__ = ["Fingerprint", "Fingerprints"]
+
+VERSION = 1
+"""Version of the scheme; baselines written with another one do not match."""
+
+LONGEST_TEXT = 65_536
+"""Characters of a statement that are read; a longer text is told apart by the hash of the whole."""
+
+CHUNK = 50
+"""Values in one list from which on a query reads a chunk and not a single thing (as pytest-queryguard)."""
+
+# One pass tells what may hold a value from what only looks like it. Comments, quoted names and words are
+# matched so that nothing inside them is taken for a literal or a parameter.
+_TOKENS = re.compile(
+    r"""
+      (?P<comment>--[^\n]*|/\*.*?\*/)
+    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$|[eE]'(?:[^'\\]|\\.|'')*'
+        |(?:[uU]&|[nNbBxX])?'(?:[^']|'')*'|(?<![\w.$])(?:0[xX][0-9a-fA-F]+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?))
+    | (?P<parameter>%\((?P<name>[^)]*)\)[sb]|%[sb]|\$(?P<number>\d+)|\?(?![|&?])|(?<!:):(?P<colon>[A-Za-z_]\w*)
+        |__\[POSTCOMPILE_(?P<expanding>[^\]]*)\])
+    | (?P<kept>"(?:[^"]|"")*"|`[^`]*`|::|[A-Za-z_]\w*)
+    | (?P<space>\s+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+# The patterns below read the marked text, in which each parameter and literal is \x00number\x00.
+_VALUE = r"\x00(\d+)\x00"
+_NAME = r"""(?:[\w$]+|"(?:[^"]|"")+"|`[^`]+`)"""
+_COLUMN = rf"""(?<![\w.$"])({_NAME}(?:\.{_NAME})*|\([^()]*\))"""
+_CAST = r"""(?:::[\w". ]+(?:\([\d, ]*\))?(?:\[\])*)?"""
+_OFFSET = re.compile(rf"\bOFFSET\s*\(?{_VALUE}", re.IGNORECASE)
+_RANGE = re.compile(rf"{_COLUMN}\s*(?:<=|>=|<(?!>)|>)\s*((?:\(|\s|,|{_VALUE}{_CAST})*)")
+_RANGE_REVERSED = re.compile(rf"{_VALUE}{_CAST}\s*(?:<=|>=|<(?!>)|>)\s*{_COLUMN}")
+_BETWEEN = re.compile(rf"{_COLUMN}\s+BETWEEN\s+{_VALUE}{_CAST}\s+AND\s+{_VALUE}", re.IGNORECASE)
+_EQUAL = re.compile(rf"{_COLUMN}\s*=\s*{_VALUE}")
+_MARK = re.compile(_VALUE)
+_SPACES = re.compile(r" {2,}")
+_LITERAL_LISTS = re.compile(r"\(\?(?:\s*,\s*\?)+\)")
+_LITERAL_ROWS = re.compile(r"(\((?:\?|…)\))(?:\s*,\s*\((?:\?|…)\))+")
+
+_WORD_OR_PARENTHESIS = re.compile(r"[A-Za-z_]+|[()]")
+_NOT_A_SOURCE = re.compile(
+    r"\b(?:EXTRACT|SUBSTRING|TRIM|OVERLAY|POSITION)\s*\([^()]*?\bFROM\b|\bDISTINCT\s+FROM\b", re.IGNORECASE
+)
+_SOURCES = re.compile(
+    r"(?:\bFROM|\bJOIN|\bINTO|(?<!FOR )(?<!KEY )\bUPDATE)\s+(?:ONLY\s+|LATERAL\s+)*"
+    rf"({_NAME}(?:\.{_NAME})*(?:(?:\s+(?:AS\s+)?(?!JOIN|WHERE|LEFT|RIGHT|FULL|INNER|CROSS|ON|SET|ORDER|GROUP|LIMIT)"
+    rf"{_NAME})?\s*,\s*{_NAME}(?:\.{_NAME})*)*)",
+    re.IGNORECASE,
+)
+_SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
+_COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)
+_LIMIT = re.compile(r"\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b", re.IGNORECASE)
+_ORDER = re.compile(r"\bORDER\s+BY\b", re.IGNORECASE)
+_LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bpg_(?:try_)?advisory", re.IGNORECASE)
+
+_READS = frozenset({"SELECT", "VALUES", "TABLE", "FETCH"})
+_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
+_HOUSEKEEPING = frozenset(
+    """SAVEPOINT RELEASE ROLLBACK BEGIN COMMIT START SET RESET SHOW PREPARE DEALLOCATE DISCARD EXPLAIN
+    PRAGMA LISTEN UNLISTEN""".split()
+)
+_CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fingerprint:
+    """The identity of a statement without its values. Two are the same if their `text` is."""
+
+    text: str
+    """The statement with literals replaced by `?`, white space folded, literal lists as `(…)`."""
+    operation: str = ""
+    """Its first word in upper case; of a WITH, the first word of the main statement."""
+    tables: tuple[str, ...] = ()
+    """What it reads and writes: the names after FROM, JOIN, INTO and UPDATE, in order, each once."""
+    returns_rows: bool = False
+    writes: bool = False
+    housekeeping: bool = False
+    """Sent to manage the connection or to read the catalogue: not one of the application's statements."""
+    limited: bool = False
+    """Has a LIMIT or FETCH FIRST."""
+    ordered: bool = False
+    """Has an ORDER BY."""
+    locks: bool = False
+    """Takes row or advisory locks: asking again is not asking the same thing."""
+    expanding: bool = False
+    """Has an IN list that SQLAlchemy expands."""
+    walking: frozenset[str | int] = frozenset()
+    """Parameters, by name or position, of OFFSET, ranges and keyset comparisons."""
+    literals: int = 0
+    """Hash of the literals pasted into the text; 0 for none."""
+    fixed_literals: int = 0
+    """The same without those of OFFSET, ranges and keyset comparisons."""
+    simple: bool = field(default=True)
+    """No literals, nothing that walks, no lists: the hash of the parameters says it all."""
+
+    @property
+    def summary(self) -> str:
+        """Operation and tables, the form of OpenTelemetry's `db.query.summary`: `SELECT orders`."""
+        return " ".join((self.operation, *self.tables))[:255]
+
+    def hash_values(self, parameters: Any) -> tuple[int, int]:
+        """Return the hash of all values of one execution, and the hash of the fixed ones.
+
+        `parameters` is what the DBAPI gets: a mapping or a sequence. Nothing of it is kept.
+        """
+        if isinstance(parameters, Mapping):
+            named: list[tuple[Any, Any]] = list(parameters.items())
+        elif isinstance(parameters, Sequence):
+            named = list(enumerate(parameters))
+        else:
+            named = []
+        values = [_hash(value) for _, value in named]
+        every = hash((self.literals, *values))
+        if self.expanding and len(values) >= CHUNK:
+            return every, 0
+        if self.expanding and self.walking and not isinstance(parameters, Mapping):
+            return every, 0  # positions moved when the list was expanded
+        fixed = [
+            hashed
+            for (name, value), hashed in zip(named, values, strict=True)
+            if name not in self.walking and not (isinstance(value, list | tuple) and len(value) >= CHUNK)
+        ]
+        return every, hash((self.fixed_literals, *fixed))
+
+
+def _hash(value: Any) -> int:
+    """Hash any bound value; what Python cannot hash (lists, JSON) is hashed by its representation."""
+    try:
+        return hash(value)
+    except Exception:
+        try:
+            return hash(repr(value))
+        except Exception:  # a type of the application's own that allows neither
+            return id(value)
+
+
+class Fingerprints:
+    """Finds the fingerprint of a text; remembers a bounded number of texts.
+
+    >>> fingerprints = Fingerprints()
+    >>> fingerprints.of("SELECT name FROM users WHERE id = 7").text
+    'SELECT name FROM users WHERE id = ?'
+    """
+
+    def __init__(self, limit: int = 4_096) -> None:
+        self._limit = limit
+        self._by_text: dict[str, Fingerprint] = {}
+        self.get = self._by_text.get
+        """The fast way: the fingerprint of a text that was read before, or None."""
+
+    def of(self, text: str) -> Fingerprint:
+        """Return the fingerprint of `text`, reading it if it was not seen before."""
+        found = self._by_text.get(text)
+        if found is None:
+            found = read(text)
+            if len(text) <= LONGEST_TEXT:
+                if len(self._by_text) >= self._limit:
+                    for old in list(islice(self._by_text, self._limit // 2)):
+                        self._by_text.pop(old, None)
+                self._by_text[text] = found
+        return found
+
+
+def read(text: str) -> Fingerprint:
+    """Read one statement, without remembering it.
+
+    >>> read("SELECT id FROM orders WHERE id > %(id)s ORDER BY id LIMIT 10").walking
+    frozenset({'id'})
+    """
+    names: list[str | int] = []  # of each marked value; a literal has none
+    values: list[str] = []  # what stood there
+    positional = 0
+    expanding = False
+
+    def mark(token: re.Match[str]) -> str:
+        nonlocal positional, expanding
+        kind = token.lastgroup
+        if kind == "kept":
+            return token.group()
+        if kind in ("space", "comment"):
+            return " "
+        values.append(token.group())
+        if token.group("literal") is not None:
+            names.append("")
+        elif token.group("expanding") is not None:
+            expanding = True
+            names.append(token.group("expanding"))
+        elif token.group("number") is not None:
+            names.append(int(token.group("number")) - 1)
+        elif token.group("name") is not None or token.group("colon") is not None:
+            names.append(token.group("name") or token.group("colon"))
+        else:
+            names.append(positional)
+            positional += 1
+        return f"\0{len(values) - 1}\0"
+
+    marked = _SPACES.sub(" ", _TOKENS.sub(mark, text[:LONGEST_TEXT].replace("\0", " "))).strip()
+    structure = _structure(marked)
+    walking = structure.walking
+    pasted = [index for index, name in enumerate(names) if name == ""]
+    walking_names = frozenset(names[index] for index in walking if names[index] != "")
+    shown = _MARK.sub(lambda m: "?" if names[int(m[1])] == "" else values[int(m[1])], marked)
+    if pasted:
+        shown = _LITERAL_ROWS.sub(r"\1, …", _LITERAL_LISTS.sub("(…)", shown))
+    if len(text) > LONGEST_TEXT:
+        shown = f"{shown[:2_000]} … ({len(text)} characters, {hash(text) & 0xFFFFFFFF:08x})"
+    return Fingerprint(
+        text=shown,
+        operation=structure.operation,
+        tables=structure.tables,
+        returns_rows=structure.returns_rows,
+        writes=structure.operation in _WRITES,
+        housekeeping=structure.housekeeping,
+        limited=structure.limited,
+        ordered=structure.ordered,
+        locks=structure.locks,
+        expanding=expanding,
+        walking=walking_names,
+        literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
+        fixed_literals=hash(tuple(values[index] for index in pasted if index not in walking)) if pasted else 0,
+        simple=not (pasted or walking_names or expanding),
+    )
+
+
+class _Structure(NamedTuple):
+    """What a statement is, whatever its values: read once for all texts that differ in literals only."""
+
+    operation: str
+    tables: tuple[str, ...]
+    walking: frozenset[int]
+    returns_rows: bool
+    housekeeping: bool
+    limited: bool
+    ordered: bool
+    locks: bool
+
+
+@lru_cache(maxsize=2_048)
+def _structure(marked: str) -> _Structure:
+    operation = _operation(marked)
+    tables = _tables(marked)
+    return _Structure(
+        operation=operation,
+        tables=tables,
+        walking=frozenset(_walking(marked)),
+        returns_rows=operation in _READS or " RETURNING " in marked.upper(),
+        housekeeping=operation in _HOUSEKEEPING
+        or (bool(tables) and all(table.lower().startswith(_CATALOGUES) for table in tables)),
+        limited=_LIMIT.search(marked) is not None,
+        ordered=_ORDER.search(marked) is not None,
+        locks=_LOCKS.search(marked) is not None,
+    )
+
+
+def _walking(marked: str) -> set[int]:
+    """Return the numbers of the values that a walk over pages or ranges changes by its nature."""
+    found = {int(match[1]) for match in _OFFSET.finditer(marked)}
+    columns: set[str] = set()
+    for match in _RANGE.finditer(marked) if "<" in marked or ">" in marked else ():
+        values = {int(number) for number in _MARK.findall(match[2])}
+        if values:
+            found |= values
+            columns.update(name.strip().lower() for name in match[1].strip("()").split(","))
+    for match in _RANGE_REVERSED.finditer(marked) if "<" in marked or ">" in marked else ():
+        found.add(int(match[1]))
+        columns.add(match[2].lower())
+    for match in _BETWEEN.finditer(marked):
+        found |= {int(match[2]), int(match[3])}
+        columns.add(match[1].lower())
+    # `created < x OR (created = x AND id < y)`: the keyset written out; its equality walks too.
+    if columns:
+        found |= {int(match[2]) for match in _EQUAL.finditer(marked) if match[1].lower() in columns}
+    return found
+
+
+def _operation(marked: str) -> str:
+    """Return the first word; for WITH, the first word of the statement behind the common tables."""
+    depth = 0
+    common = False
+    for match in _WORD_OR_PARENTHESIS.finditer(marked):
+        word = match[0].upper()
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+        elif word == "WITH" and not common:
+            common = True
+        elif not common or (depth == 0 and (word in _READS or word in _WRITES)):
+            return word
+    return "WITH" if common else ""
+
+
+def _tables(marked: str) -> tuple[str, ...]:
+    """Return the names after FROM, JOIN, INTO and UPDATE, without those of common table expressions."""
+    common = set()
+    if marked[:4].upper() == "WITH":
+        common = {name.strip('"`').lower() for name in _COMMON_TABLES.findall(marked)}
+    tables: dict[str, None] = {}
+    for match in _SOURCES.finditer(_NOT_A_SOURCE.sub("(", marked)):
+        for source in _SOURCE.findall(match[1]):
+            name = source.replace('"', "").replace("`", "")
+            if name.lower() not in common and name.upper() not in _READS:
+                tables[name] = None
+    return tuple(tables)

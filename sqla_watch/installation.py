@@ -1,0 +1,257 @@
+"""Putting the probes on engines, and taking them off without a trace.
+
+`install` gives a `Watch`, which knows its engines, its settings and who wants to hear of closed scopes. An engine
+that several watches have is probed once, until the last of them is uninstalled.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy.engine import Engine
+
+from sqla_watch import registry
+from sqla_watch.callsite import user_code
+from sqla_watch.probes import internals
+from sqla_watch.probes.dialect import watch_dialect
+from sqla_watch.probes.door import Door
+from sqla_watch.probes.pool import unwatch_pool, watch_pool
+from sqla_watch.scopes import Scope
+from sqla_watch.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["Watch", "install", "uninstall"]
+
+_lock = threading.RLock()
+
+
+class _Probed:
+    """The probes on one engine, and the watches that hold them there."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.holders: set[Watch] = set()
+        self.door: Door = watch_dialect(engine.dialect)
+        watch_pool(engine.pool)
+
+    def remove(self, engine: Engine) -> None:
+        self.door.close()
+        unwatch_pool(engine.pool)
+
+
+_probed: WeakKeyDictionary[Engine, _Probed] = WeakKeyDictionary()
+
+
+class Watch:
+    """An installation. Made by `install`; ended by `uninstall`, also as a context manager.
+
+    Example::
+
+        with sqla_watch.install(engine):
+            main()
+    """
+
+    def __init__(self, settings: Settings, everything: bool) -> None:
+        self.settings = settings
+        self.everything = everything
+        """Whether it watches every engine of the process, also those still to come."""
+        self.reporters: list[Callable[[Scope], None]] = []
+        """Called with every scope that was closed, in the thread which closed it."""
+        self._engines: WeakSet[Engine] = WeakSet()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines it watches."""
+        return list(self._engines)
+
+    @property
+    def installed(self) -> bool:
+        """Whether it is installed."""
+        return self in registry.watches
+
+    def uninstall(self) -> None:
+        """Take the probes off the engines which no other watch has; leaves them as they were. May be repeated."""
+        with _lock:
+            if self in registry.watches:
+                registry.watches.remove(self)
+            for engine in list(self._engines):
+                _release(engine, self)
+            self._engines.clear()
+            if not any(isinstance(watch, Watch) and watch.everything for watch in registry.watches):
+                _future.close()
+            if registry.watches:
+                _configure()
+            else:
+                user_code.configure()
+                internals.forget()
+
+    def _add(self, engine: Engine) -> None:
+        with _lock:
+            probed = _probed.get(engine)
+            if probed is None:
+                probed = _probed[engine] = _Probed(engine)
+            probed.holders.add(self)
+            self._engines.add(engine)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.uninstall()
+
+    def __repr__(self) -> str:
+        what = "every engine" if self.everything else ", ".join(repr(engine) for engine in self._engines)
+        return f"<Watch of {what or 'no engine any more'}>"
+
+
+class _FutureEngines:
+    """Engines still to be made: `Engine.__init__` is wrapped while a watch of everything is installed."""
+
+    def __init__(self) -> None:
+        self._wrapper: Any = None
+        self._original: Any = None
+
+    def open(self) -> None:
+        if self._wrapper is not None:
+            return
+        original = Engine.__init__
+
+        def __init__(self: Engine, *arguments: Any, **options: Any) -> None:
+            original(self, *arguments, **options)
+            for watch in list(registry.watches):
+                if isinstance(watch, Watch) and watch.everything:
+                    watch._add(_base(self))
+
+        __init__.__doc__ = original.__doc__
+        self._original = original
+        self._wrapper = __init__
+        Engine.__init__ = __init__  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        if self._wrapper is not None and Engine.__init__ is self._wrapper:
+            Engine.__init__ = self._original  # type: ignore[method-assign]
+            self._wrapper = self._original = None
+
+
+_future = _FutureEngines()
+
+
+def install(
+    engine: Engine | AsyncEngine | None = None, *, settings: Settings | None = None
+) -> Watch:
+    """Watch an engine, or every engine of the process.
+
+    Args:
+        engine: An `Engine` or `AsyncEngine`; None for all engines, those that exist and those still to come.
+        settings: Settings from code; pyproject.toml and `SQLA_WATCH_*` in the environment are stronger.
+
+    Returns:
+        The watch. Installing again on the same engine returns the same watch, with the new settings if any are
+        given.
+
+    Raises:
+        TypeError: `engine` is no engine.
+        SettingsError: The settings, pyproject.toml or the environment have a mistake.
+
+    Example::
+
+        engine = create_engine("postgresql+psycopg://…")
+        sqla_watch.install(engine)
+    """
+    target = None if engine is None else _engine_of(engine)
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"install() takes settings as sqla_watch.Settings(...), not {settings!r}")
+    with _lock:
+        watch = _installed(target)
+        if watch is None:
+            watch = Watch(Settings.load(settings), everything=target is None)
+            registry.watches.append(watch)
+        elif settings is not None:
+            watch.settings = Settings.load(settings)
+        _configure()
+        if target is not None:
+            watch._add(target)
+        else:
+            _future.open()
+            for each in _existing_engines():
+                watch._add(each)
+        return watch
+
+
+def uninstall() -> None:
+    """Uninstall every watch; the engines are as they were before."""
+    for watch in list(registry.watches):
+        if isinstance(watch, Watch):
+            watch.uninstall()
+
+
+def _installed(target: Engine | None) -> Watch | None:
+    for watch in registry.watches:
+        if isinstance(watch, Watch) and (
+            watch.everything if target is None else not watch.everything and target in watch._engines
+        ):
+            return watch
+    return None
+
+
+def _configure() -> None:
+    """Tell the call sites which code is the user's, by the settings of all watches."""
+    settings = [watch.settings for watch in registry.watches]
+    user_code.configure(
+        user=dict.fromkeys(name for each in settings for name in each.user_code),
+        library=dict.fromkeys(name for each in settings for name in each.library_code),
+    )
+
+
+def _release(engine: Engine, watch: Watch) -> None:
+    probed = _probed.get(engine)
+    if probed is not None:
+        probed.holders.discard(watch)
+        if not probed.holders:
+            del _probed[engine]
+            probed.remove(engine)
+
+
+def _engine_of(engine: object) -> Engine:
+    """Return the synchronous engine whose dialect and pool do the work, or raise a `TypeError` that helps."""
+    if isinstance(engine, Engine):
+        return _base(engine)
+    asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asynchronous is not None and isinstance(engine, asynchronous.AsyncEngine):
+        return _base(engine.sync_engine)
+    kind = type(engine).__name__
+    hint = {
+        "str": "make one with create_engine() first",
+        "URL": "make one with create_engine() first",
+        "Session": "pass session.get_bind()",
+        "AsyncSession": "pass the AsyncEngine that it was made with",
+        "Connection": "pass connection.engine",
+        "AsyncConnection": "pass connection.engine",
+        "sessionmaker": "pass the engine it is bound to",
+        "async_sessionmaker": "pass the engine it is bound to",
+    }.get(kind, "or nothing, to watch every engine")
+    raise TypeError(f"install() takes a SQLAlchemy Engine or AsyncEngine, not {kind}: {hint}")
+
+
+def _base(engine: Engine) -> Engine:
+    """Return the engine that owns dialect and pool: `engine.execution_options()` makes views of it."""
+    while True:
+        proxied = getattr(engine, "_proxied", None)
+        if not isinstance(proxied, Engine):
+            return engine
+        engine = proxied
+
+
+def _existing_engines() -> Iterable[Engine]:
+    found = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), Engine):
+            base = _base(each)
+            found[id(base)] = base
+    return found.values()

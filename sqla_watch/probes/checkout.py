@@ -1,0 +1,121 @@
+"""What is known of a connection while it is checked out: its transaction, and its implicit scope.
+
+Kept on the pool's connection record from checkout to return, so that it goes with the connection through threads,
+tasks and greenlets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from time import perf_counter_ns as clock
+from types import CodeType
+from typing import Any
+
+from sqla_watch import registry
+from sqla_watch.facts import CallSite, Transaction, Wait
+from sqla_watch.ignores import active as active_ignores
+from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.scopes import Scope, close_scope, current
+
+next_checkout: Callable[[], int] = count(1).__next__
+next_transaction: Callable[[], int] = count(1).__next__
+
+
+class OpenTransaction:
+    """A transaction that has begun; statements add themselves to it (hot path)."""
+
+    __slots__ = (
+        "database", "first_code", "first_instruction", "last_code", "last_instruction", "serial", "slowest",
+        "started", "statements",
+    )  # fmt: skip
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
+        self.started = 0
+        self.statements = 0
+        self.database = 0
+        self.slowest = 0
+        self.first_code: CodeType | None = None
+        self.first_instruction = 0
+        self.last_code: CodeType | None = None
+        self.last_instruction = 0
+
+
+class Checkout:
+    """One connection from its checkout to its return."""
+
+    __slots__ = ("depth", "implicit", "requested", "scope", "serial", "transaction", "wait")
+
+    def __init__(self, requested: int, implicit: bool) -> None:
+        self.serial = next_checkout()
+        self.requested = requested
+        self.depth = 1
+        self.implicit = implicit
+        """Whether it makes a scope of its own where none is open."""
+        self.scope: Scope | None = None
+        self.transaction: OpenTransaction | None = None
+        self.wait: Wait | None = None
+        """The wait before it, until a scope has it."""
+
+    def find_scope(self) -> Scope | None:
+        """Return the scope that is open here; else this checkout's own, if it may have one."""
+        scope = current.get()
+        while scope is not None and scope.closed:
+            scope = scope.parent
+        if scope is None and self.implicit:
+            scope = self.scope
+            if scope is None:
+                scope = self.scope = Scope("connection", "implicit", registry.active_settings())
+                if self.wait is not None:
+                    scope.pending.append(self.wait)
+                    scope.started = self.wait.started
+                    self.wait = None
+        return scope
+
+    def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int) -> None:
+        """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
+        if transaction is None or not transaction.statements:
+            return
+        finished = clock()
+        scope = self.find_scope()
+        if scope is None:
+            return
+        first, last = transaction.first_code, transaction.last_code
+        scope.pending.append(
+            Transaction(
+                transaction.serial,
+                transaction.started,
+                finished,
+                outcome,
+                transaction.statements,
+                transaction.database,
+                finished - started,
+                transaction.slowest,
+                None if first is None else CallSite(first, transaction.first_instruction),
+                None if last is None else CallSite(last, transaction.last_instruction),
+                active_ignores.get(),
+            )
+        )
+
+    def returned(self) -> None:
+        """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
+        if self.transaction is not None:
+            self.end_transaction(self.transaction, "rollback", clock())
+            self.transaction = None
+        if self.scope is None and self.wait is not None and self.wait.nanoseconds:
+            self.find_scope()
+        scope, self.scope = self.scope, None
+        if scope is not None:
+            close_scope(scope, quiet=True)
+
+
+def checkout_of(record: Any) -> Checkout | None:
+    """Return the checkout of a pool's connection record; makes one for a connection that was out before."""
+    if record is None:
+        return None
+    found: Checkout | None = record.__dict__.get(RECORD_KEY)
+    if found is None and getattr(record, "fairy_ref", None) is not None:
+        found = Checkout(clock(), any(watch.settings.implicit_scopes for watch in registry.watches[-1:]))
+        record.__dict__[RECORD_KEY] = found
+    return found

@@ -1,0 +1,50 @@
+"""Putting wrappers on an object's methods and taking them off again, in any order with others who do the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger("sqla_watch")
+
+
+class Door:
+    """A set of wrapped methods of one object, kept in its `__dict__` in front of the class's own.
+
+    The wrappers look at `open` first: one that somebody else has wrapped meanwhile cannot be taken off, but only
+    passes on from then.
+    """
+
+    def __init__(self, name: str, target: Any) -> None:
+        self.name = name
+        self.open = True
+        self._target = target
+        self._wrapped: dict[str, tuple[Any, bool, Any]] = {}
+
+    def wrap(self, method: str, make: Callable[[Door, Any], Any]) -> None:
+        """Put `make(self, original)` in front of a method; a method that is not there stays away."""
+        original = getattr(self._target, method, None)
+        if original is None:
+            return
+        own = method in vars(self._target)
+        wrapper = make(self, original)
+        setattr(self._target, method, wrapper)
+        self._wrapped[method] = (wrapper, own, original)
+
+    def close(self) -> None:
+        """Take the wrappers off; those which somebody wrapped in turn pass on from now."""
+        self.open = False
+        for method, (wrapper, own, original) in self._wrapped.items():
+            if vars(self._target).get(method) is wrapper:
+                if own:
+                    setattr(self._target, method, original)
+                else:
+                    delattr(self._target, method)
+        self._wrapped.clear()
+
+    def fault(self) -> None:
+        """Say that this probe failed, once, and switch it off. Called while handling the exception."""
+        if self.open:
+            self.open = False
+            logger.exception("sqla_watch: the probe %s failed and is switched off; please report this", self.name)

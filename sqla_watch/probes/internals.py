@@ -1,0 +1,138 @@
+"""The private names of SQLAlchemy which the probes rely on, each with what is done without it.
+
+Everything here was read in SQLAlchemy 2.0.30 to 2.1 and is tested on the lowest and the newest of them. A name
+that is gone costs a detail (whose lazy load, which query), never the statement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from sqlalchemy.engine import cursor as _cursor
+from sqlalchemy.orm import context as _context
+from sqlalchemy.orm import loading as _loading
+from sqlalchemy.orm import strategies as _strategies
+
+from sqla_watch.facts import Load, LoadKind, Relationship
+
+RECORD_KEY = "_sqla_watch"
+"""Attribute of a pool's connection record under which a checkout is kept while it lasts."""
+
+DEFAULT_FETCH: Any = getattr(_cursor, "_DEFAULT_FETCH", None)
+"""How a plain cursor is fetched; None where the name is gone, and rows of such cursors are not counted."""
+
+_ORM_COMPILE_STATE: Any = getattr(_context, "_ORMCompileState", None) or getattr(_context, "ORMCompileState", None)
+
+_IMMEDIATE_LOADER: Any = getattr(_strategies, "_ImmediateLoader", None) or getattr(
+    _strategies, "ImmediateLoader", None
+)
+_IMMEDIATE_CODE: CodeType | None = getattr(getattr(_IMMEDIATE_LOADER, "_load_for_path", None), "__code__", None)
+
+_MOST_RELATIONSHIPS = 2_000
+_relationships: dict[Any, Relationship] = {}
+_orm_states: dict[type, bool] = {}
+
+
+def _runid_counter() -> Callable[[], int]:
+    """Return the counter which numbers ORM loads: each loaded object carries the number of its load.
+
+    The counter inside of SQLAlchemy's function is ten times as fast as the function, which takes a lock.
+    """
+    function: Any = getattr(_loading, "_new_runid", None)
+    if function is None:
+        return itertools.count(1).__next__
+    try:
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+        counter = cells["counter"].cell_contents.__next__
+    except (AttributeError, KeyError, TypeError, ValueError):
+        counter = function
+    return counter  # type: ignore[no-any-return]
+
+
+next_runid: Callable[[], int] = _runid_counter()
+
+
+def loads_entities(context: Any) -> bool:
+    """Whether a statement is an ORM SELECT, whose result makes or refreshes objects."""
+    compiled = context.compiled
+    state = getattr(compiled, "compile_state", None)
+    if state is None:
+        return False
+    kind = state.__class__
+    found = _orm_states.get(kind)
+    if found is None:
+        found = _orm_states[kind] = _ORM_COMPILE_STATE is not None and issubclass(kind, _ORM_COMPILE_STATE)
+    return found
+
+
+def describe_load(context: Any, options: Any) -> Load | None:
+    """Return what an ORM SELECT loads for whom, or None for a query of the application's own.
+
+    `options` are the ORM's load options of the statement's execution options.
+    """
+    compile_options = getattr(context.invoked_statement, "_compile_options", None)
+    path = getattr(compile_options, "_current_path", None)
+    elements: tuple[Any, ...] = path.path if path is not None else ()
+    state = getattr(options, "_lazy_loaded_from", None)
+    if state is not None and elements:
+        relationship = _relationship(elements[-1], state.load_path.path)
+        kind = LoadKind.EAGER if _immediately() else LoadKind.LAZY
+        return Load(kind, relationship, hash(state.key and state.key[1]), state.runid or 0, _session_of(state), ())
+    state = getattr(options, "_refresh_state", None)
+    if state is not None:
+        columns = getattr(compile_options, "_only_load_props", None)
+        names = tuple(sorted(columns)) if columns else ()
+        return Load(
+            LoadKind.COLUMN, None, hash(state.key and state.key[1]), state.runid or 0, _session_of(state), names
+        )
+    if elements:
+        return Load(LoadKind.EAGER, _relationship(elements[-1], ()), 0, 0, 0, ())
+    return None
+
+
+def _session_of(state: Any) -> int:
+    return state.session_id or 0
+
+
+def _relationship(attribute: Any, path: tuple[Any, ...]) -> Relationship:
+    """Return the names of a relationship and of the path to its owner; remembered per mapping."""
+    key = (attribute, path)
+    found = _relationships.get(key)
+    if found is None:
+        if len(_relationships) >= _MOST_RELATIONSHIPS:
+            _relationships.clear()
+        steps = [_step(element) for element in path if hasattr(element, "direction")]
+        found = _relationships[key] = Relationship(
+            attribute.parent.class_.__name__,
+            attribute.key,
+            attribute.mapper.class_.__name__,
+            bool(attribute.uselist),
+            tuple(steps),
+        )
+    return found
+
+
+def _step(attribute: Any) -> tuple[str, str, bool]:
+    return (attribute.parent.class_.__name__, attribute.key, bool(attribute.uselist))
+
+
+def _immediately() -> bool:
+    """Whether a load that looks lazy was asked for by `immediateload`: told by a frame of its loader."""
+    frame: Any = sys._getframe(3)
+    for _ in range(16):
+        if frame is None:
+            return False
+        if frame.f_code is _IMMEDIATE_CODE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def forget() -> None:
+    """Let go of the mappings of relationships, when nothing is watched any more."""
+    _relationships.clear()
+    _orm_states.clear()

@@ -1,0 +1,158 @@
+"""The pool's door: how long it took to get a connection, and when it came back.
+
+SQLAlchemy has no event for asking, only for getting. So the pool gets a subclass of its own class, which survives
+`Engine.dispose()` because a pool makes its successor from its own class. `Wait` facts flow out.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter_ns as clock
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import exc
+
+from sqla_watch import registry
+from sqla_watch.callsite import locate
+from sqla_watch.facts import CallSite, Wait
+from sqla_watch.ignores import active
+from sqla_watch.probes.checkout import Checkout
+from sqla_watch.probes.door import logger
+from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.scopes import Scope, close_scope, current_scope
+
+__all__ = ["unwatch_pool", "watch_pool"]
+
+SHORTEST_WAIT = 100_000
+"""Nanoseconds below which getting a connection is not waiting: it is the pool's own work."""
+
+_CREATED = "_sqla_watch_created"
+_classes: dict[type, type] = {}
+_off: WeakSet[Any] = WeakSet()
+"""Pools that are no longer watched but still have connections out, or whose probe has failed."""
+
+
+def watch_pool(pool: Any) -> None:
+    """Give a pool the watching subclass of its class. A pool which is watched already stays as it is."""
+    base = type(pool)
+    _off.discard(pool)
+    if not hasattr(base, "_sqla_watch_base"):
+        pool.__class__ = _watched(base)
+
+
+def unwatch_pool(pool: Any) -> None:
+    """Give a pool its own class back."""
+    base = getattr(type(pool), "_sqla_watch_base", None)
+    if base is not None:
+        _off.add(pool)
+        if type(pool) is _classes.get(base):
+            pool.__class__ = base
+
+
+def _watched(base: type) -> type:
+    """Return the watching subclass of a pool class. It has its name, so that logs and messages stay the same."""
+    found = _classes.get(base)
+    if found is not None:
+        return found
+    pool_class: Any = base
+
+    def _do_get(self: Any) -> Any:
+        started = clock()
+        try:
+            record = pool_class._do_get(self)
+        except exc.TimeoutError:
+            if self not in _off:
+                _guarded(self, _timed_out, self, started)
+            raise
+        if self not in _off:
+            _guarded(self, _taken, self, record, started)
+        return record
+
+    def _create_connection(self: Any) -> Any:
+        started = clock()
+        record = pool_class._create_connection(self)
+        record.__dict__[_CREATED] = clock() - started
+        return record
+
+    def _do_return_conn(self: Any, record: Any) -> None:
+        checkout: Checkout | None = record.__dict__.get(RECORD_KEY)
+        if checkout is not None:
+            checkout.depth -= 1
+            if checkout.depth <= 0:
+                record.__dict__.pop(RECORD_KEY, None)
+        pool_class._do_return_conn(self, record)
+        if checkout is not None and checkout.depth <= 0 and self not in _off:
+            _guarded(self, checkout.returned)
+
+    found = _classes[base] = type(
+        base.__name__,
+        (base,),
+        {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "_sqla_watch_base": base,
+            "_do_get": _do_get,
+            "_create_connection": _create_connection,
+            "_do_return_conn": _do_return_conn,
+        },
+    )
+    return found
+
+
+def _guarded(pool: Any, function: Any, *arguments: Any) -> None:
+    """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
+    try:
+        function(*arguments)
+    except Exception:
+        _off.add(pool)
+        logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
+
+
+def _taken(pool: Any, record: Any, started: int) -> None:
+    """A connection was got: remember since when, and how long it took without opening it."""
+    state = record.__dict__
+    wait = clock() - started - state.pop(_CREATED, 0)
+    checkout: Checkout | None = state.get(RECORD_KEY)
+    if checkout is not None:
+        # A pool that hands one connection to several (StaticPool), or a pool's own second try.
+        if checkout.requested < started:
+            checkout.depth += 1
+        return
+    checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
+    fact = _wait(pool, started, wait if wait >= SHORTEST_WAIT else 0, timed_out=False)
+    scope = current_scope()
+    if scope is not None:
+        scope.pending.append(fact)
+    else:
+        checkout.wait = fact
+
+
+def _timed_out(pool: Any, started: int) -> None:
+    """The pool's limit was reached: there will be no checkout, the wait is all there is."""
+    fact = _wait(pool, started, clock() - started, timed_out=True)
+    scope = current_scope()
+    if scope is not None:
+        scope.pending.append(fact)
+    elif registry.active_settings().implicit_scopes:
+        scope = Scope("connection", "implicit", registry.active_settings())
+        scope.started = started
+        scope.pending.append(fact)
+        close_scope(scope, quiet=True)
+
+
+def _wait(pool: Any, started: int, nanoseconds: int, *, timed_out: bool) -> Wait:
+    if not nanoseconds:
+        return Wait(started, 0, False, None, 0, 0, ())
+    code, instruction, _ = locate(sys._getframe(3))
+    size = getattr(pool, "size", None)
+    return Wait(
+        started,
+        nanoseconds,
+        timed_out,
+        None if code is None else CallSite(code, instruction),
+        size() if callable(size) else 0,
+        getattr(pool, "_max_overflow", 0),
+        active.get(),
+    )

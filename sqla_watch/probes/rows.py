@@ -1,0 +1,109 @@
+"""Counting the rows of cursors which do not know their number: SQLite's, and server-side ones.
+
+The fetch strategy of one result is replaced by one that does the same and counts; the rows are not touched.
+"""
+
+from __future__ import annotations
+
+import collections
+from time import perf_counter_ns as clock
+from typing import Any
+
+from sqlalchemy.engine import cursor as _cursor
+
+from sqla_watch.facts import RowCounter
+from sqla_watch.probes.internals import DEFAULT_FETCH
+
+
+class _CountingFetch(_cursor.CursorFetchStrategy):
+    """Fetches from the cursor as the default strategy does."""
+
+    __slots__ = ("counter",)
+
+    def __init__(self, counter: RowCounter) -> None:
+        self.counter = counter
+
+    def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
+        started = clock()
+        row = super().fetchone(result, dbapi_cursor, hard_close)
+        self.counter.add(row is not None, clock() - started)
+        return row
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        started = clock()
+        rows = super().fetchmany(result, dbapi_cursor, size)
+        self.counter.add(len(rows), clock() - started)
+        return rows
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        started = clock()
+        rows = super().fetchall(result, dbapi_cursor)
+        self.counter.add(len(rows), clock() - started)
+        return rows
+
+    def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
+        self.counter.streamed = True
+        result.cursor_strategy = _CountingBuffer(
+            _CountingCursor(dbapi_cursor, self.counter),
+            {"max_row_buffer": num},
+            growth_factor=0,
+            initial_buffer=collections.deque(),
+            counter=self.counter,
+        )
+
+
+class _CountingCursor:
+    """A cursor's fetch methods, counted; stands in for it where a buffer is first filled."""
+
+    __slots__ = ("_counter", "_cursor")
+
+    def __init__(self, cursor: Any, counter: RowCounter) -> None:
+        self._cursor = cursor
+        self._counter = counter
+
+    def fetchmany(self, size: int) -> Any:
+        started = clock()
+        rows = self._cursor.fetchmany(size)
+        self._counter.add(len(rows), clock() - started)
+        return rows
+
+    def fetchall(self) -> Any:
+        started = clock()
+        rows = self._cursor.fetchall()
+        self._counter.add(len(rows), clock() - started)
+        return rows
+
+
+class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
+    """Buffers rows as SQLAlchemy's strategy for server-side cursors does, through a counting cursor."""
+
+    __slots__ = ("counter",)
+
+    def __init__(self, dbapi_cursor: Any, execution_options: Any, *, counter: RowCounter, **arguments: Any) -> None:
+        self.counter = counter
+        super().__init__(dbapi_cursor, execution_options, **arguments)
+
+    def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
+        super()._buffer_rows(result, _CountingCursor(dbapi_cursor, self.counter))
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        return super().fetchmany(result, _CountingCursor(dbapi_cursor, self.counter), size)
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        return super().fetchall(result, _CountingCursor(dbapi_cursor, self.counter))
+
+
+def count_rows(context: Any, cursor: Any) -> int | RowCounter:
+    """Return a counter that follows the rows of this execution's result, or 0 where that is not possible."""
+    if DEFAULT_FETCH is None or context.cursor_fetch_strategy is not DEFAULT_FETCH:
+        return 0
+    options = context.execution_options
+    if context._is_server_side or options.get("stream_results", False):
+        counter = RowCounter(streamed=True)
+        context.cursor_fetch_strategy = _CountingBuffer(
+            _CountingCursor(cursor, counter), options, counter=counter
+        )
+    else:
+        counter = RowCounter(streamed=False)
+        context.cursor_fetch_strategy = _CountingFetch(counter)
+    return counter

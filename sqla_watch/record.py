@@ -1,0 +1,310 @@
+"""The bounded record of one scope: facts flow in, groups, repeats and totals are what detectors read.
+
+A scope may run 100,000 statements. They are added up as they come, in groups of what belongs together, so that
+the record's size follows the number of different things that the code does and not how often it does them. What
+has to be left out for want of room is counted in `dropped`; totals stay exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from sqla_watch.facts import CallSite, Load, LoadKind, Repeat, Statement, StatementGroup, Transaction, Wait
+from sqla_watch.fingerprint import Fingerprint
+from sqla_watch.ignores import Ignore
+
+__all__ = ["Record"]
+
+MOST_GROUPS = 2_000
+"""Different statements by line and checkout that are told apart at once; about 1 kB each."""
+MOST_VALUES = 40_000
+"""Hashes of values and parents that are kept for counting distinct ones; about 70 bytes each."""
+MOST_ANSWERS = 4_000
+"""Different questions of one transaction among which repeats are looked for; about 200 bytes each."""
+MOST_LOADS = 10_000
+"""Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
+MOST_KEPT = 200
+"""Longest transactions and waits that are kept."""
+POLL_NANOSECONDS = 1_000_000_000
+"""The same question after this long is polling for a new answer."""
+
+_T = TypeVar("_T")
+
+
+class _Longest(Generic[_T]):
+    """Keeps the facts with the largest size, counts the rest."""
+
+    __slots__ = ("_heap", "_order", "dropped")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, _T]] = []
+        self._order = count()
+        self.dropped = 0
+
+    def add(self, size: int, fact: _T) -> None:
+        entry = (size, next(self._order), fact)
+        if len(self._heap) < MOST_KEPT:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+            self.dropped += 1
+
+    def __iter__(self) -> Any:
+        """Yield the kept facts in the order in which they came."""
+        return iter([fact for _, _, fact in sorted(self._heap, key=lambda entry: entry[1])])
+
+
+class LoadEntry(NamedTuple):
+    """An ORM load: where it was sent from, and the query at the root of its chain."""
+
+    code_site: CallSite | None
+    root: int
+    kind: LoadKind
+
+
+class _Answers:
+    """What one transaction has asked so far, and what it has written since."""
+
+    __slots__ = ("asked", "moment", "written")
+
+    def __init__(self) -> None:
+        self.asked: dict[tuple[str, int], list[Any]] = {}
+        self.written: dict[str, int] = {}
+        self.moment = 0
+
+
+class Record:
+    """Everything a scope has seen, added up. Written by one thread at a time (the scope's lock)."""
+
+    def __init__(self, parent: Record | None = None) -> None:
+        self.statements = 0
+        self.rows = 0
+        self.errors = 0
+        self.database = 0
+        self.ending = 0
+        self.commits = 0
+        self.rollbacks = 0
+        self.wait = 0
+        self.checkouts = 0
+        self.dropped = 0
+        self.transactions: _Longest[Transaction] = _Longest()
+        self.waits: _Longest[Wait] = _Longest()
+        self.repeats: list[Repeat] = []
+        self._parent = parent
+        self._groups: dict[Any, StatementGroup] = {}
+        self._room = MOST_VALUES
+        self._answers: dict[int, _Answers] = {}
+        self._runids: list[int] = []
+        self._loads: list[LoadEntry] = []
+        self._queries: dict[int, int] = {}
+
+    @property
+    def groups(self) -> list[StatementGroup]:
+        """The groups in the order in which their first statements came."""
+        return list(self._groups.values())
+
+    def take(self, fact: Statement | Transaction | Wait) -> None:
+        """Add one fact. Costs 1 to 2 µs; runs when the scope is read or closed, not in the statement."""
+        if fact.__class__ is Statement:
+            self._statement(fact)  # type: ignore[arg-type]
+        elif fact.__class__ is Transaction:
+            self._transaction(fact)  # type: ignore[arg-type]
+        else:
+            wait: Wait = fact  # type: ignore[assignment]
+            if not wait.timed_out:
+                self.checkouts += 1
+            if wait.nanoseconds:
+                self.wait += wait.nanoseconds
+                self.waits.add(wait.nanoseconds, wait)
+
+    def add_rows(self, rows: int, nanoseconds: int) -> None:
+        """Add rows that were fetched after their statement had been counted."""
+        self.rows += rows
+        self.database += nanoseconds
+
+    def add_totals(self, inner: Record) -> None:
+        """Add the totals of a scope inside this one; its groups were judged there."""
+        for name in ("statements", "rows", "errors", "database", "ending", "commits", "rollbacks", "wait", "checkouts",
+                     "dropped"):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(inner, name))
+
+    def forget(self) -> None:
+        """Let go of everything but the totals, once it has been judged."""
+        for kept in (self._groups, self._answers, self._runids, self._loads, self._queries, self.repeats):
+            kept.clear()  # type: ignore[attr-defined]
+        self.transactions = _Longest()
+        self.waits = _Longest()
+
+    def find_load(self, runid: int) -> LoadEntry | None:
+        """Return the ORM load with SQLAlchemy's number `runid`: the last one of ours that is not later."""
+        index = bisect_right(self._runids, runid) - 1
+        if index >= 0:
+            return self._loads[index]
+        return self._parent.find_load(runid) if self._parent is not None else None
+
+    def _transaction(self, transaction: Transaction) -> None:
+        self.ending += transaction.ending
+        if transaction.outcome == "commit":
+            self.commits += 1
+        elif transaction.outcome == "rollback":
+            self.rollbacks += 1
+        self._answers.pop(transaction.serial, None)
+        if transaction.serial > 0:
+            self.transactions.add(transaction.finished - transaction.started, transaction)
+
+    def _statement(self, statement: Statement) -> None:
+        (
+            fingerprint, code, instruction, path, started, finished, rows, values, fixed,
+            checkout, transaction, load, runid, ignores, error,
+        ) = statement  # fmt: skip
+        elapsed = finished - started
+        self.database += elapsed
+        if fingerprint.housekeeping:
+            return
+        counter = None
+        if rows.__class__ is not int:
+            counter = rows
+            rows = counter.rows  # type: ignore[union-attr]
+            elapsed += counter.nanoseconds  # type: ignore[union-attr]
+            self.database += counter.nanoseconds  # type: ignore[union-attr]
+        self.statements += 1
+        self.rows += rows  # type: ignore[operator]
+        kind = LoadKind.QUERY if load is None else load.kind
+        key: Any
+        if kind is LoadKind.QUERY or load is None:
+            key = (fingerprint.text, path, checkout, ignores)
+        elif kind is LoadKind.LAZY:
+            key = (load.relationship, id(code), instruction, load.session, ignores)
+            fixed = load.parent
+        else:
+            key = (fingerprint.text, id(code), instruction, load.session, ignores)
+            fixed = load.parent
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= MOST_GROUPS:
+                self._make_room()
+            group = self._groups[key] = StatementGroup(
+                fingerprint,
+                None if code is None else CallSite(code, instruction),
+                kind,
+                None if load is None else load.relationship,
+                0 if load is None else load.session,
+                ignores,
+                started=started,
+            )
+        elif started < group.finished:
+            group.overlapping += 1
+        group.count += 1
+        group.rows += rows  # type: ignore[operator]
+        group.nanoseconds += elapsed
+        if finished > group.finished:
+            group.finished = finished
+        if rows > group.most_rows:  # type: ignore[operator]
+            group.most_rows = rows  # type: ignore[assignment]
+        if elapsed > group.slowest:
+            group.slowest = elapsed
+        if counter is not None:
+            counter.group = group  # type: ignore[union-attr]
+            counter.record = self  # type: ignore[union-attr]
+            group.streamed = counter.streamed  # type: ignore[union-attr]
+        if error:
+            self.errors += 1
+            group.errors += 1
+            return
+        if fixed not in group.values:
+            if self._room > 0:
+                group.values.add(fixed)
+                self._room -= 1
+            else:
+                group.uncounted += 1
+        if runid:
+            self._load(group, load, runid, checkout)
+        if kind is LoadKind.QUERY and transaction > 0:
+            if fingerprint.writes:
+                answers = self._answers.get(transaction)
+                if answers is not None:
+                    answers.moment += 1
+                    for table in fingerprint.tables:
+                        answers.written[table] = answers.moment
+            elif fingerprint.operation == "SELECT" and not fingerprint.locks and fingerprint.tables:
+                self._ask(fingerprint, group, transaction, values, started, finished, rows, ignores)  # type: ignore[arg-type]
+
+    def _load(self, group: StatementGroup, load: Load | None, runid: int, checkout: int) -> None:
+        """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
+        root = runid
+        kind = group.kind
+        if load is None:
+            self._queries[checkout] = runid
+        elif kind is LoadKind.EAGER:
+            root = self._queries.get(checkout, runid)
+        else:
+            parent = self.find_load(load.parent_runid)
+            root = load.parent_runid if parent is None else parent.root
+            if kind is LoadKind.LAZY and len(group.roots) < MOST_KEPT:
+                group.roots.add(root)
+                origin = self.find_load(root) if parent is not None else None
+                if origin is not None and origin.code_site is not None:
+                    sites = group.root_sites
+                    sites[origin.code_site] = sites.get(origin.code_site, 0) + 1
+        if self._runids and runid < self._runids[-1]:  # two threads of one scope; keep the order
+            index = bisect_right(self._runids, runid)
+        else:
+            index = len(self._runids)
+        self._runids.insert(index, runid)
+        self._loads.insert(index, LoadEntry(group.call_site, root, kind))
+        if len(self._runids) > MOST_LOADS:
+            del self._runids[: MOST_LOADS // 2]
+            del self._loads[: MOST_LOADS // 2]
+
+    def _ask(
+        self,
+        fingerprint: Fingerprint,
+        group: StatementGroup,
+        transaction: int,
+        values: int,
+        started: int,
+        finished: int,
+        rows: int,
+        ignores: tuple[Ignore, ...],
+    ) -> None:
+        """Note a question; count it if the same transaction has asked it before and wrote nothing since."""
+        answers = self._answers.get(transaction)
+        if answers is None:
+            answers = self._answers[transaction] = _Answers()
+        key = (fingerprint.text, values)
+        asked = answers.asked.get(key)
+        moment = answers.moment
+        if asked is not None:
+            first_moment, last, site, repeat = asked
+            written = answers.written
+            unchanged = not written or all(written.get(table, 0) <= first_moment for table in fingerprint.tables)
+            if unchanged and started - last < POLL_NANOSECONDS and started >= last:
+                if repeat is None:
+                    repeat = Repeat(fingerprint, ignores, 1, rows)
+                    repeat.sites[site] = 1
+                    self.repeats.append(repeat)
+                repeat.count += 1
+                repeat.rows += rows
+                repeat.nanoseconds += finished - started
+                site = group.call_site
+                repeat.sites[site] = repeat.sites.get(site, 0) + 1
+                asked[1] = finished
+                asked[3] = repeat
+                return
+        elif len(answers.asked) >= MOST_ANSWERS:
+            answers.asked.clear()
+            self.dropped += MOST_ANSWERS
+        answers.asked[key] = [moment, finished, group.call_site, None]
+
+    def _make_room(self) -> None:
+        """Drop the oldest groups of a single statement; where all have more, the oldest groups."""
+        single = [key for key, group in self._groups.items() if group.count == 1][: MOST_GROUPS // 2]
+        drop: Callable[[Any], StatementGroup] = self._groups.pop
+        for key in single or list(self._groups)[: MOST_GROUPS // 2]:
+            group = drop(key)
+            self._room += len(group.values)
+            self.dropped += group.count

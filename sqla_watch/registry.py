@@ -1,0 +1,41 @@
+"""The installed watches: the one piece of process-wide state beside the scope's ContextVar.
+
+Scopes ask here which settings judge them and who wants to hear of it; probes ask nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from sqla_watch.settings import Settings
+
+if TYPE_CHECKING:
+    from sqla_watch.scopes import Scope
+
+
+class Installed(Protocol):
+    """What is known of an installed watch here."""
+
+    settings: Settings
+    reporters: list[Callable[[Scope], None]]
+
+
+watches: list[Installed] = []
+"""Installed watches, the latest last."""
+
+_defaults: list[Settings] = []
+
+
+def active_settings() -> Settings:
+    """Return the settings of the latest watch, or those of pyproject.toml and environment without any."""
+    if watches:
+        return watches[-1].settings
+    if not _defaults:
+        _defaults.append(Settings.load())
+    return _defaults[0]
+
+
+def subscribers() -> list[Callable[[Scope], None]]:
+    """Return those who want to be told of every closed scope, each once."""
+    return list(dict.fromkeys(reporter for watch in watches for reporter in watch.reporters))

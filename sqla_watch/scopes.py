@@ -1,0 +1,330 @@
+"""A scope: what belongs together, such as one request, task, test or script, and what was seen in it.
+
+Probes append facts to the scope that the ContextVar names; reading or closing the scope adds them up, and closing
+has the rules judge them and the reporters tell. Scopes nest: the totals and findings of an inner one are also the
+outer one's. With no scope open, one lasts from a connection's checkout to its return; it is kept on the
+connection's record, because connections of several tasks are out at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from itertools import islice
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from sqla_watch import registry
+from sqla_watch.facts import Fact
+from sqla_watch.findings import Finding, FindingRaised
+from sqla_watch.record import Record
+from sqla_watch.settings import Settings
+
+__all__ = ["Scope", "current_scope", "scope"]
+
+logger = logging.getLogger("sqla_watch")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+DIGEST = 1_024
+"""Facts that a scope keeps before it adds them up: about 300 kB."""
+
+current: ContextVar[Scope | None] = ContextVar("sqla_watch_scope", default=None)
+"""The innermost scope; read for each statement (10 ns)."""
+
+
+class Scope:
+    """One request, task, test or script, with what was seen in it. Made by `sqla_watch.scope`.
+
+    Its numbers can be read at any time, also while it is open. Seconds are float, the rest are whole numbers.
+    """
+
+    __slots__ = (
+        "_findings", "_lock", "_raised", "_record", "_token", "closed", "finished", "kind", "name", "parent", "pending",
+        "settings", "started", "started_at", "watched_raises",
+    )  # fmt: skip
+
+    def __init__(self, name: str, kind: str, settings: Settings, parent: Scope | None = None) -> None:
+        self.name = name
+        self.kind = kind
+        """`block` for a `with` or decorator, `implicit` for a connection's checkout, or what an integration says."""
+        self.settings = settings
+        self.parent = parent
+        self.pending: list[Fact] = []
+        """Facts not yet added up; probes append to it."""
+        self.closed = False
+        self.watched_raises = settings.raises
+        """Rules that raise: then each statement is judged at once."""
+        self.started_at = time.time()
+        self.started = time.perf_counter_ns()
+        self.finished = 0
+        self._findings: list[Finding] = []
+        self._raised: set[tuple[str, str, str, str]] = set()
+        self._record: Record | None = None
+        self._lock = threading.RLock()
+        self._token: Token[Scope | None] | None = None
+
+    @property
+    def record(self) -> Record:
+        """Everything seen so far, added up."""
+        self.digest()
+        record = self._record
+        assert record is not None
+        return record
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, worst first; of an open scope, what would be found if it closed now."""
+        if self.closed:
+            return list(self._findings)
+        from sqla_watch.detectors import judge
+
+        return [*self._findings, *judge(self.record, self.settings)]
+
+    @property
+    def statements(self) -> int:
+        """Statements of the application; savepoints, settings and catalogue look-ups are not counted."""
+        return self.record.statements
+
+    @property
+    def rows(self) -> int:
+        """Rows which those statements returned."""
+        return self.record.rows
+
+    @property
+    def errors(self) -> int:
+        """Statements which failed."""
+        return self.record.errors
+
+    @property
+    def database_seconds(self) -> float:
+        """Seconds spent in statements, as the application saw them."""
+        return self.record.database / 1e9
+
+    @property
+    def commit_seconds(self) -> float:
+        """Seconds spent in COMMIT and ROLLBACK."""
+        return self.record.ending / 1e9
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds spent waiting for a connection of the pool."""
+        return self.record.wait / 1e9
+
+    @property
+    def connections(self) -> int:
+        """Connections checked out."""
+        return self.record.checkouts
+
+    @property
+    def transactions(self) -> int:
+        """Transactions which were committed or rolled back after at least one statement."""
+        record = self.record
+        return record.commits + record.rollbacks
+
+    @property
+    def duration_seconds(self) -> float:
+        """Seconds from opening to closing; to now while it is open."""
+        return ((self.finished or time.perf_counter_ns()) - self.started) / 1e9
+
+    def digest(self) -> None:
+        """Add up the pending facts. Any thread may call it; facts appended meanwhile stay for the next time."""
+        with self._lock:
+            if self._record is None:
+                self._record = Record(self.parent.record if self.parent is not None else None)
+            pending = self.pending
+            number = len(pending)
+            take = self._record.take
+            for fact in islice(pending, number):
+                take(fact)
+            del pending[:number]
+
+    def raise_now(self) -> None:
+        """Judge what was seen so far and raise what has the action `raise`, each thing once.
+
+        Called after each statement where a rule has that action.
+        """
+        from sqla_watch.detectors import judge
+
+        new = [
+            finding
+            for finding in judge(self.record, self.settings, only=self.watched_raises)
+            if finding.identity not in self._raised
+        ]
+        if new:
+            self._raised.update(finding.identity for finding in new)
+            raise FindingRaised(new)
+
+    def close(self) -> list[Finding]:
+        """Close the scope: judge, hand numbers and findings to the scope around it. Returns its own findings."""
+        from sqla_watch.detectors import judge
+
+        if self.closed:
+            return []
+        self.finished = time.perf_counter_ns()
+        record = self.record
+        found = judge(record, self.settings)
+        with self._lock:
+            self.closed = True
+            self._findings = sorted([*self._findings, *found], key=lambda finding: str(finding.severity) != "high")
+        record.forget()
+        if self.parent is not None and not self.parent.closed:
+            self.parent.add_inner(record, found)
+        return found
+
+    def add_inner(self, record: Record, findings: list[Finding]) -> None:
+        """Take over the totals and findings of a scope inside this one."""
+        own = self.record
+        with self._lock:
+            own.add_totals(record)
+            self._findings.extend(findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scope as the JSON report has it (schema version 1)."""
+        record = self.record
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "started_at": self.started_at,
+            "duration_seconds": round(self.duration_seconds, 6),
+            "statements": record.statements,
+            "rows": record.rows,
+            "errors": record.errors,
+            "database_seconds": round(self.database_seconds, 6),
+            "commit_seconds": round(self.commit_seconds, 6),
+            "wait_seconds": round(self.wait_seconds, 6),
+            "connections": record.checkouts,
+            "transactions": self.transactions,
+            "dropped": record.dropped,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<Scope {self.name!r} ({self.kind}, {state}): {self.statements} statements>"
+
+
+class scope:  # noqa: N801 - used like a function, as contextlib's own
+    """Open a scope around a `with` block, or around each call of a function.
+
+    Args:
+        name: What it is, for those who read the report: `"nightly export"`.
+        kind: What kind of thing it is: `block`, or `request`, `task`, `test` from an integration.
+        settings: Settings to judge it by; those of the latest `install()` by default.
+
+    Raises:
+        TypeError: `name` is no string.
+        FindingRaised: At the end of the block, where a rule's action is `raise` and the block itself did not fail.
+
+    Example::
+
+        with sqla_watch.scope("nightly export") as scope:
+            export(session)
+        print(scope.statements, scope.findings)
+
+        @sqla_watch.scope("send invoices")
+        async def send_invoices() -> None: ...
+    """
+
+    def __init__(self, name: str, *, kind: str = "block", settings: Settings | None = None) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"scope() takes a name, as in scope('nightly export'), not {name!r}")
+        self._name = name
+        self._kind = kind
+        self._settings = settings
+        self._open: list[Scope] = []
+
+    def __enter__(self) -> Scope:
+        opened = open_scope(self._name, self._kind, self._settings)
+        self._open.append(opened)
+        return opened
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close_scope(self._open.pop(), error)
+
+    @overload
+    def __call__(self, function: _F) -> _F: ...
+    @overload
+    def __call__(self, function: object) -> object: ...
+    def __call__(self, function: Any) -> Any:
+        """Return `function` with a scope around each of its calls; a generator's lasts until it ends."""
+        name, kind, settings = self._name, self._kind, self._settings
+        if not callable(function):
+            raise TypeError(f"@scope({name!r}) decorates a function, not {function!r}")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run(*args: Any, **kwargs: Any) -> Any:
+                with scope(name, kind=kind, settings=settings):
+                    return await function(*args, **kwargs)
+
+        elif inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def run(*args: Any, **kwargs: Any) -> Any:
+                with scope(name, kind=kind, settings=settings):
+                    async for value in function(*args, **kwargs):
+                        yield value
+
+        elif inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with scope(name, kind=kind, settings=settings):
+                    return (yield from function(*args, **kwargs))
+
+        else:
+
+            @functools.wraps(function)
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with scope(name, kind=kind, settings=settings):
+                    return function(*args, **kwargs)
+
+        return run
+
+
+def current_scope() -> Scope | None:
+    """Return the innermost scope that is open here, or None; implicit scopes are not meant."""
+    found = current.get()
+    while found is not None and found.closed:
+        found = found.parent
+    return found
+
+
+def open_scope(name: str, kind: str, settings: Settings | None = None) -> Scope:
+    """Open a scope in the running context, inside of the one that is open there."""
+    parent = current_scope()
+    if settings is None:
+        settings = parent.settings if parent is not None else registry.active_settings()
+    opened = Scope(name, kind, settings, parent)
+    opened._token = current.set(opened)
+    return opened
+
+
+def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bool = False) -> None:
+    """Close a scope, tell what was found, and raise what is to be raised.
+
+    Nothing is raised where the block failed itself, or where it is `quiet`: an implicit scope ends inside of
+    SQLAlchemy, where an exception would make a successful COMMIT look like a failed one.
+    """
+    from sqla_watch.reporters import deliver
+
+    token = closing._token
+    if token is not None:
+        closing._token = None
+        try:
+            current.reset(token)
+        except ValueError:  # closed in another context than it was opened in: a generator, a framework's hooks
+            if current.get() is closing:
+                current.set(closing.parent)
+    findings = [finding for finding in closing.close() if finding.identity not in closing._raised]
+    raised = deliver(closing, findings, may_raise=error is None and not quiet)
+    if raised:
+        raise FindingRaised(raised)

@@ -1,0 +1,334 @@
+"""What each rule does and from which threshold: profiles, code, pyproject.toml and environment, merged.
+
+The weakest word comes first: the profile's defaults, then the `Settings` given in code, then `[tool.sqla_watch]`
+in the nearest pyproject.toml, then `SQLA_WATCH_*` in the environment, which wins. So the same installation is
+developed, tested and run in production without a change of code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sqla_watch.findings import SqlaWatchError
+
+__all__ = ["Action", "Profile", "RuleSettings", "Settings", "SettingsError"]
+
+Number: TypeAlias = int | float
+ENVIRONMENT_PREFIX = "SQLA_WATCH_"
+
+
+class SettingsError(SqlaWatchError, ValueError):
+    """A setting that cannot be: the message names it, where it came from, and the nearest right one."""
+
+
+class Action(StrEnum):
+    """What a rule does when it finds something."""
+
+    IGNORE = "ignore"
+    """Nothing; the finding is not even made."""
+    LOG = "log"
+    """Write it to the logger `sqla_watch`, level WARNING."""
+    WARN = "warn"
+    """Issue a Python warning of the rule's own class at the user's line."""
+    RAISE = "raise"
+    """Raise `FindingRaised` from the statement that made it a finding, or where the scope ends."""
+
+
+class Profile(StrEnum):
+    """A set of defaults: how many it takes, and what happens then."""
+
+    DEVELOPMENT = "development"
+    TEST = "test"
+    PRODUCTION = "production"
+
+
+PROFILE_ACTIONS = {
+    Profile.DEVELOPMENT: Action.WARN,
+    Profile.TEST: Action.WARN,
+    Profile.PRODUCTION: Action.LOG,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """What one rule does, and its thresholds by name."""
+
+    action: Action
+    thresholds: Mapping[str, Number]
+
+    def __getitem__(self, name: str) -> Number:
+        return self.thresholds[name]
+
+
+RuleValue: TypeAlias = "str | Mapping[str, str | Number]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How sqla_watch judges and reports.
+
+    Args:
+        profile: `development`, `test` or `production`; sets what is not set otherwise.
+        rules: By id of the rule an action (`"raise"`), or a mapping with `action` and thresholds.
+        user_code: Path prefixes or package names that are the user's own code although they lie among libraries.
+        library_code: Path prefixes or package names that are not the user's own code although they lie elsewhere.
+        implicit_scopes: Whether a connection's checkout outside of any scope makes one of its own.
+
+    Raises:
+        SettingsError: A rule, key or value is not known or of the wrong type.
+
+    Example::
+
+        Settings(profile="test", rules={"n-plus-one": "raise", "slow-query": {"min_seconds": 0.2}})
+    """
+
+    profile: str = Profile.DEVELOPMENT
+    rules: Mapping[str, RuleValue] = field(default_factory=dict)
+    user_code: tuple[str, ...] = ()
+    library_code: tuple[str, ...] = ()
+    implicit_scopes: bool = True
+    _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        source = "Settings"
+        profile = check_choice(source, "profile", self.profile, [str(each) for each in Profile])
+        object.__setattr__(self, "profile", profile)
+        for name in ("user_code", "library_code"):
+            object.__setattr__(self, name, _names(source, name, getattr(self, name)))
+        if not isinstance(self.implicit_scopes, bool):
+            raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
+        if not isinstance(self.rules, Mapping):
+            raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
+        object.__setattr__(self, "_rules", _resolve(source, Profile(profile), self.rules))
+
+    def rule(self, rule: str) -> RuleSettings:
+        """Return the action and thresholds of a rule.
+
+        Raises:
+            SettingsError: There is no such rule.
+
+        >>> Settings(profile="production").rule("n-plus-one")["min_parents"]
+        5
+        """
+        return self._rules[check_rule(rule)]
+
+    @property
+    def raises(self) -> frozenset[str]:
+        """Ids of the rules whose action is `raise`."""
+        return frozenset(rule for rule, settings in self._rules.items() if settings.action is Action.RAISE)
+
+    @classmethod
+    def load(
+        cls,
+        code: Settings | None = None,
+        *,
+        pyproject: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Merge settings from code with those of pyproject.toml and the environment.
+
+        Args:
+            code: Settings given in code; the defaults if None.
+            pyproject: A pyproject.toml; by default the nearest one from the working directory upwards.
+            environment: By default `os.environ`.
+
+        Raises:
+            SettingsError: A rule, key or value there is not known or of the wrong type; names file or variable.
+        """
+        settings = code if code is not None else cls()
+        path = pyproject if pyproject is not None else _nearest_pyproject()
+        if path is not None:
+            settings = _with(settings, _read_pyproject(path))
+        return _with(settings, _read_environment(os.environ if environment is None else environment))
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where settings were read, and what they say."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def _with(settings: Settings, source: _Source) -> Settings:
+    """Return `settings` with what a stronger source says."""
+    if not source.values:
+        return settings
+    known = [each.name for each in fields(Settings) if not each.name.startswith("_")]
+    changes: dict[str, Any] = {}
+    for key, value in source.values.items():
+        check_choice(source.name, "key", key, known)
+        if key == "rules":
+            if not isinstance(value, Mapping):
+                raise _wrong_type(source.name, key, value, "a table of rule ids")
+            changes["rules"] = _merge_rules(source.name, settings.rules, value)
+        elif key == "implicit_scopes":
+            if not isinstance(value, bool):
+                raise _wrong_type(source.name, key, value, "true or false")
+            changes[key] = value
+        elif key == "profile":
+            changes[key] = check_choice(source.name, key, value, [str(each) for each in Profile])
+        else:
+            changes[key] = _names(source.name, key, value)
+    return replace(settings, **changes)
+
+
+def _merge_rules(
+    source: str, weaker: Mapping[str, RuleValue], stronger: Mapping[str, RuleValue]
+) -> dict[str, RuleValue]:
+    _resolve(source, Profile.DEVELOPMENT, stronger)  # says what is wrong in its own source's name
+    merged: dict[str, RuleValue] = dict(weaker)
+    for rule, value in stronger.items():
+        merged[rule] = {**_as_mapping(merged.get(rule, {})), **_as_mapping(value)}
+    return merged
+
+
+def _as_mapping(value: RuleValue) -> Mapping[str, str | Number]:
+    return {"action": value} if isinstance(value, str) else value
+
+
+def _resolve(source: str, profile: Profile, given: Mapping[str, RuleValue]) -> dict[str, RuleSettings]:
+    """Give each rule its action and thresholds, from the profile and what was given."""
+    from sqla_watch.detectors import RULES
+
+    for rule in given:
+        check_choice(source, "rule", rule, list(RULES))
+    resolved = {}
+    for rule, detector in RULES.items():
+        thresholds = {name: threshold.of(profile) for name, threshold in detector.thresholds.items()}
+        action = detector.actions.get(profile, PROFILE_ACTIONS[profile])
+        value = given.get(rule, {})
+        if not isinstance(value, str | Mapping):
+            raise _wrong_type(source, rule, value, "an action, or a table with an action and thresholds")
+        for name, number in _as_mapping(value).items():
+            if name == "action":
+                action = Action(check_choice(source, f"action of {rule}", number, [str(each) for each in Action]))
+                continue
+            check_choice(source, f"key of {rule}", name, ["action", *detector.thresholds])
+            thresholds[name] = detector.thresholds[name].check(f"{source}: {rule}.{name}", number)
+        resolved[rule] = RuleSettings(action, thresholds)
+    return resolved
+
+
+def check_rule(rule: object, source: str = "sqla_watch") -> str:
+    """Return `rule` if it is the id of one.
+
+    Raises:
+        SettingsError: It is not; the message has the nearest one.
+    """
+    from sqla_watch.detectors import RULES
+
+    return check_choice(source, "rule", rule, list(RULES))
+
+
+def check_choice(source: str, what: str, value: object, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`, else raise a `SettingsError` which names the nearest."""
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return str(value)
+    near = difflib.get_close_matches(str(value).lower().replace("_", "-"), known, 1, 0.4) or (
+        difflib.get_close_matches(str(value).lower(), known, 1, 0.4)
+    )
+    hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
+    raise SettingsError(f"{source}: unknown {what} {value!r}; {hint}")
+
+
+def _wrong_type(source: str, key: str, value: object, wanted: str) -> SettingsError:
+    return SettingsError(f"{source}: {key} is {value!r} ({type(value).__name__}), but must be {wanted}")
+
+
+def _names(source: str, key: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _wrong_type(source, key, value, "a list of path prefixes or package names")
+    names = tuple(value)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise _wrong_type(source, key, name, "a list of path prefixes or package names")
+    return names
+
+
+def _nearest_pyproject() -> Path | None:
+    try:
+        directory = Path.cwd()
+    except OSError:  # the working directory is gone
+        return None
+    for folder in (directory, *directory.parents):
+        path = folder / "pyproject.toml"
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_pyproject(path: Path) -> _Source:
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: is no TOML: {error}") from error
+    table = document.get("tool", {}).get("sqla_watch", {})
+    if not isinstance(table, dict):
+        raise _wrong_type(str(path), "tool.sqla_watch", table, "a table")
+    return _Source(str(path), table)
+
+
+def _read_environment(environment: Mapping[str, str]) -> _Source:
+    """Read `SQLA_WATCH_PROFILE`, `SQLA_WATCH_<RULE>` (its action) and `SQLA_WATCH_<RULE>_<THRESHOLD>`."""
+    from sqla_watch.detectors import RULES
+
+    plain = {"PROFILE": "profile", "USER_CODE": "user_code", "LIBRARY_CODE": "library_code"}
+    names = {**plain, "IMPLICIT_SCOPES": "implicit_scopes"}
+    for rule, detector in RULES.items():
+        stem = rule.upper().replace("-", "_")
+        names[stem] = f"{rule}/action"
+        for threshold in detector.thresholds:
+            names[f"{stem}_{threshold.upper()}"] = f"{rule}/{threshold}"
+    values: dict[str, Any] = {}
+    rules: dict[str, dict[str, str | Number]] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name.startswith("TEST_"):  # this package's own test suite
+            continue
+        source = f"environment variable {variable}"
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.5)
+            hint = f"did you mean {ENVIRONMENT_PREFIX}{near[0]}?" if near else "there is no such setting"
+            raise SettingsError(f"{source}: unknown; {hint}")
+        setting = names[name]
+        rule, separator, key = setting.partition("/")
+        if separator and key == "action":
+            rules.setdefault(rule, {})[key] = check_choice(source, "action", text, [str(each) for each in Action])
+        elif separator:
+            rules.setdefault(rule, {})[key] = RULES[rule].thresholds[key].check(source, _number(source, key, text))
+        elif setting == "implicit_scopes":
+            if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+                raise _wrong_type(source, setting, text, "true or false")
+            values[setting] = text.lower() in ("true", "1", "yes", "on")
+        elif setting == "profile":
+            values[setting] = check_choice(source, setting, text, [str(each) for each in Profile])
+        else:
+            values[setting] = tuple(part.strip() for part in text.split(",") if part.strip())
+    if rules:
+        values["rules"] = rules
+    return _Source("environment", values)
+
+
+def _number(source: str, key: str, text: str) -> Number:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise _wrong_type(source, key, text, "a number") from None
