@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -51,6 +51,11 @@ class Relationship(NamedTuple):
     def name(self) -> str:
         """The relationship as its class attribute is written: `Order.customer`."""
         return f"{self.owner}.{self.key}"
+
+    @property
+    def step(self) -> tuple[str, str, bool]:
+        """The relationship as an element of a path."""
+        return (self.owner, self.key, self.to_many)
 
 
 class Load(NamedTuple):
@@ -157,6 +162,9 @@ class StatementGroup:
     """Statements whose values were not compared for want of room."""
     roots: set[int] = field(default_factory=set)
     """Numbers of the queries that loaded the parents of lazy loads."""
+    above: Any = None
+    """The load of the parents, and what this group's own loads are remembered as (`record.LoadEntry`)."""
+    entry: Any = None
     root_sites: dict[CallSite, int] = field(default_factory=dict)
     """Where those queries are, and how many of the parents each loaded."""
 

@@ -11,7 +11,7 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from sqla_watch.facts import CallSite, Load, LoadKind, Repeat, Statement, StatementGroup, Transaction, Wait
 from sqla_watch.fingerprint import Fingerprint
@@ -33,6 +33,7 @@ POLL_NANOSECONDS = 1_000_000_000
 """The same question after this long is polling for a new answer."""
 
 _T = TypeVar("_T")
+Path: TypeAlias = tuple[tuple[str, str, bool], ...]
 
 
 class _Longest(Generic[_T]):
@@ -59,11 +60,25 @@ class _Longest(Generic[_T]):
 
 
 class LoadEntry(NamedTuple):
-    """An ORM load: where it was sent from, and the query at the root of its chain."""
+    """An ORM load: where it was sent from, the query at the root of its chain, and the way from there."""
 
-    code_site: CallSite | None
+    site: CallSite | None
     root: int
-    kind: LoadKind
+    """SQLAlchemy's number of the root query."""
+    path: Path
+    """The relationships from the root query's entity to what this load brought."""
+
+
+def _join(path: Path, further: Path) -> Path:
+    """Join two paths where the second may repeat the end of the first.
+
+    An object knows the path of the statement that loaded it. Where loader options are in force that starts at the
+    root query, and otherwise at the lazy load.
+    """
+    for length in range(min(len(path), len(further)), 0, -1):
+        if path[-length:] == further[:length]:
+            return path + further[length:]
+    return path + further
 
 
 class _Answers:
@@ -100,7 +115,7 @@ class Record:
         self._answers: dict[int, _Answers] = {}
         self._runids: list[int] = []
         self._loads: list[LoadEntry] = []
-        self._queries: dict[int, int] = {}
+        self._queries: dict[int, LoadEntry] = {}
 
     @property
     def groups(self) -> list[StatementGroup]:
@@ -131,6 +146,9 @@ class Record:
         for name in ("statements", "rows", "errors", "database", "ending", "commits", "rollbacks", "wait", "checkouts",
                      "dropped"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(inner, name))
+
+        for runid, entry in zip(inner._runids, inner._loads, strict=True):
+            self._remember(runid, entry)
 
     def forget(self) -> None:
         """Let go of everything but the totals, once it has been judged."""
@@ -235,27 +253,39 @@ class Record:
 
     def _load(self, group: StatementGroup, load: Load | None, runid: int, checkout: int) -> None:
         """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
-        root = runid
-        kind = group.kind
         if load is None:
-            self._queries[checkout] = runid
-        elif kind is LoadKind.EAGER:
-            root = self._queries.get(checkout, runid)
+            entry = self._queries[checkout] = LoadEntry(group.call_site, runid, ())
         else:
-            parent = self.find_load(load.parent_runid)
-            root = load.parent_runid if parent is None else parent.root
-            if kind is LoadKind.LAZY and len(group.roots) < MOST_KEPT:
-                group.roots.add(root)
-                origin = self.find_load(root) if parent is not None else None
-                if origin is not None and origin.code_site is not None:
-                    sites = group.root_sites
-                    sites[origin.code_site] = sites.get(origin.code_site, 0) + 1
+            above = self.find_load(load.parent_runid) if load.parent_runid else self._queries.get(checkout)
+            if above is None:  # loaded before the scope was opened
+                above = LoadEntry(None, load.parent_runid or runid, ())
+            if load.relationship is None:  # a refresh: the object keeps its way from the root query
+                entry = above
+            elif group.above is not None and group.above.root == above.root and group.above.path == above.path:
+                entry = group.entry
+            else:
+                relationship = load.relationship
+                way = _join(above.path, relationship.path)
+                entry = LoadEntry(group.call_site, above.root, _join(above.path, (*relationship.path, relationship.step)))
+                group.above, group.entry = above, entry
+                if group.relationship is relationship:
+                    group.relationship = relationship._replace(path=way)
+            if group.kind is LoadKind.LAZY:
+                if len(group.roots) < MOST_KEPT:
+                    group.roots.add(above.root)
+                origin = above if not above.path else self.find_load(above.root)
+                if origin is not None and origin.site is not None:
+                    group.root_sites[origin.site] = group.root_sites.get(origin.site, 0) + 1
+                self._queries[checkout] = entry
+        self._remember(runid, entry)
+
+    def _remember(self, runid: int, entry: LoadEntry) -> None:
         if self._runids and runid < self._runids[-1]:  # two threads of one scope; keep the order
             index = bisect_right(self._runids, runid)
         else:
             index = len(self._runids)
         self._runids.insert(index, runid)
-        self._loads.insert(index, LoadEntry(group.call_site, root, kind))
+        self._loads.insert(index, entry)
         if len(self._runids) > MOST_LOADS:
             del self._runids[: MOST_LOADS // 2]
             del self._loads[: MOST_LOADS // 2]

@@ -90,7 +90,7 @@ def describe_load(context: Any, options: Any) -> Load | None:
             LoadKind.COLUMN, None, hash(state.key and state.key[1]), state.runid or 0, _session_of(state), names
         )
     if elements:
-        return Load(LoadKind.EAGER, _relationship(elements[-1], ()), 0, 0, 0, ())
+        return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, 0, 0, ())
     return None
 
 

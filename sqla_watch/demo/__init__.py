@@ -1,0 +1,1 @@
+"""A small shop on real tables, with each mistake and its repair."""

@@ -1,0 +1,108 @@
+"""A real PostgreSQL for every test, and a watch that is gone after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url
+
+import sqla_watch
+from sqla_watch.demo.data import fill
+from sqla_watch.demo.server import EmbeddedServer, ServerError
+from sqla_watch.ignores import registry as ignores
+from sqla_watch.reporters.logging import pace
+from sqla_watch.scopes import current
+
+CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[str]:
+    """Give the URL of a PostgreSQL: the one that is named, else a container's, else the embedded server's."""
+    named = os.environ.get("SQLA_WATCH_TEST_DATABASE_URL")
+    if named:
+        yield named
+        return
+    if _docker_answers():
+        from testcontainers.postgres import PostgresContainer
+
+        with PostgresContainer("postgres:18-alpine", driver="psycopg") as container:
+            yield container.get_connection_url()
+        return
+    try:
+        with EmbeddedServer() as server:
+            yield server.url()
+    except ServerError as error:
+        pytest.exit(
+            f"the tests need a PostgreSQL: {error}. Or set SQLA_WATCH_TEST_DATABASE_URL, "
+            "or start one with docker compose up -d postgres",
+            returncode=3,
+        )
+
+
+def _docker_answers() -> bool:
+    try:
+        import docker
+
+        client = docker.from_env(timeout=3)
+        try:
+            return bool(client.ping())
+        finally:
+            client.close()
+    except Exception:
+        return False
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    with _database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shop_url(database_url: str) -> str:
+    """The URL of a database with the shop in it: 20 customers, 100 orders, 400 items."""
+    engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    fill(engine, customers=CUSTOMERS, orders=ORDERS, items=ITEMS)
+    engine.dispose()
+    return database_url
+
+
+def url_for(url: str, driver: str) -> str:
+    """Return the URL for another driver."""
+    return make_url(url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def engine(shop_url: str) -> Iterator[Engine]:
+    """An engine on the shop, with psycopg, not watched yet."""
+    engine = create_engine(url_for(shop_url, "psycopg"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def watch(engine: Engine) -> sqla_watch.Watch:
+    """The watched engine of `engine`, with the settings of the test profile."""
+    return sqla_watch.install(engine, settings=sqla_watch.Settings(profile="test"))
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave nothing installed, remembered or open behind a test."""
+    for name in list(os.environ):
+        if name.startswith("SQLA_WATCH_") and not name.startswith("SQLA_WATCH_TEST_"):
+            monkeypatch.delenv(name)
+    yield
+    sqla_watch.uninstall()
+    ignores.clear()
+    pace.clear()
+    current.set(None)
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType):
+            vars(module).pop("__warningregistry__", None)
