@@ -76,8 +76,8 @@ _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bp
 _READS = frozenset({"SELECT", "VALUES", "TABLE", "FETCH"})
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _HOUSEKEEPING = frozenset(
-    """SAVEPOINT RELEASE ROLLBACK BEGIN COMMIT START SET RESET SHOW PREPARE DEALLOCATE DISCARD EXPLAIN
-    PRAGMA LISTEN UNLISTEN""".split()
+    {"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "PREPARE", "SET", "RESET", "SHOW"}
+    | {"DEALLOCATE", "DISCARD", "EXPLAIN", "PRAGMA", "LISTEN", "UNLISTEN"}
 )
 _CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema")
 

@@ -125,7 +125,7 @@ def _read_comments(file: str) -> dict[int, list[Ignore]]:
     return found
 
 
-class ignore:  # noqa: N801 - used like a function, as contextlib's own
+class ignore:
     """Silence a rule for the statements sent inside of a `with` block.
 
     Args:

@@ -142,9 +142,7 @@ class _FutureEngines:
 _future = _FutureEngines()
 
 
-def install(
-    engine: Engine | AsyncEngine | None = None, *, settings: Settings | None = None
-) -> Watch:
+def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | None = None) -> Watch:
     """Watch an engine, or every engine of the process.
 
     Args:

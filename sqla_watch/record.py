@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from sqla_watch.facts import CallSite, Load, LoadKind, Repeat, Statement, StatementGroup, Transaction, Wait
+from sqla_watch.facts import CallSite, Load, LoadKind, Repeat, RowCounter, Statement, StatementGroup, Transaction, Wait
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.ignores import Ignore
 
@@ -31,6 +31,19 @@ MOST_KEPT = 200
 """Longest transactions and waits that are kept."""
 POLL_NANOSECONDS = 1_000_000_000
 """The same question after this long is polling for a new answer."""
+
+_TOTALS = (
+    "statements",
+    "rows",
+    "errors",
+    "database",
+    "ending",
+    "commits",
+    "rollbacks",
+    "wait",
+    "checkouts",
+    "dropped",
+)
 
 _T = TypeVar("_T")
 Path: TypeAlias = tuple[tuple[str, str, bool], ...]
@@ -124,17 +137,16 @@ class Record:
 
     def take(self, fact: Statement | Transaction | Wait) -> None:
         """Add one fact. Costs 1 to 2 µs; runs when the scope is read or closed, not in the statement."""
-        if fact.__class__ is Statement:
-            self._statement(fact)  # type: ignore[arg-type]
-        elif fact.__class__ is Transaction:
-            self._transaction(fact)  # type: ignore[arg-type]
+        if isinstance(fact, Statement):
+            self._statement(fact)
+        elif isinstance(fact, Transaction):
+            self._transaction(fact)
         else:
-            wait: Wait = fact  # type: ignore[assignment]
-            if not wait.timed_out:
+            if not fact.timed_out:
                 self.checkouts += 1
-            if wait.nanoseconds:
-                self.wait += wait.nanoseconds
-                self.waits.add(wait.nanoseconds, wait)
+            if fact.nanoseconds:
+                self.wait += fact.nanoseconds
+                self.waits.add(fact.nanoseconds, fact)
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
         """Add rows that were fetched after their statement had been counted."""
@@ -143,17 +155,15 @@ class Record:
 
     def add_totals(self, inner: Record) -> None:
         """Add the totals of a scope inside this one; its groups were judged there."""
-        for name in ("statements", "rows", "errors", "database", "ending", "commits", "rollbacks", "wait", "checkouts",
-                     "dropped"):  # fmt: skip
+        for name in _TOTALS:
             setattr(self, name, getattr(self, name) + getattr(inner, name))
-
         for runid, entry in zip(inner._runids, inner._loads, strict=True):
             self._remember(runid, entry)
 
     def forget(self) -> None:
         """Let go of everything but the totals, once it has been judged."""
         for kept in (self._groups, self._answers, self._runids, self._loads, self._queries, self.repeats):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
         self.transactions = _Longest()
         self.waits = _Longest()
 
@@ -183,14 +193,14 @@ class Record:
         self.database += elapsed
         if fingerprint.housekeeping:
             return
-        counter = None
-        if rows.__class__ is not int:
+        counter: RowCounter | None = None
+        if isinstance(rows, RowCounter):
             counter = rows
-            rows = counter.rows  # type: ignore[union-attr]
-            elapsed += counter.nanoseconds  # type: ignore[union-attr]
-            self.database += counter.nanoseconds  # type: ignore[union-attr]
+            rows = counter.rows
+            elapsed += counter.nanoseconds
+            self.database += counter.nanoseconds
         self.statements += 1
-        self.rows += rows  # type: ignore[operator]
+        self.rows += rows
         kind = LoadKind.QUERY if load is None else load.kind
         key: Any
         if kind is LoadKind.QUERY or load is None:
@@ -217,18 +227,18 @@ class Record:
         elif started < group.finished:
             group.overlapping += 1
         group.count += 1
-        group.rows += rows  # type: ignore[operator]
+        group.rows += rows
         group.nanoseconds += elapsed
         if finished > group.finished:
             group.finished = finished
-        if rows > group.most_rows:  # type: ignore[operator]
-            group.most_rows = rows  # type: ignore[assignment]
+        if rows > group.most_rows:
+            group.most_rows = rows
         if elapsed > group.slowest:
             group.slowest = elapsed
         if counter is not None:
-            counter.group = group  # type: ignore[union-attr]
-            counter.record = self  # type: ignore[union-attr]
-            group.streamed = counter.streamed  # type: ignore[union-attr]
+            counter.group = group
+            counter.record = self
+            group.streamed = counter.streamed
         if error:
             self.errors += 1
             group.errors += 1
@@ -249,7 +259,7 @@ class Record:
                     for table in fingerprint.tables:
                         answers.written[table] = answers.moment
             elif fingerprint.operation == "SELECT" and not fingerprint.locks and fingerprint.tables:
-                self._ask(fingerprint, group, transaction, values, started, finished, rows, ignores)  # type: ignore[arg-type]
+                self._ask(fingerprint, group, transaction, values, started, finished, rows, ignores)
 
     def _load(self, group: StatementGroup, load: Load | None, runid: int, checkout: int) -> None:
         """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
@@ -266,7 +276,9 @@ class Record:
             else:
                 relationship = load.relationship
                 way = _join(above.path, relationship.path)
-                entry = LoadEntry(group.call_site, above.root, _join(above.path, (*relationship.path, relationship.step)))
+                entry = LoadEntry(
+                    group.call_site, above.root, _join(above.path, (*relationship.path, relationship.step))
+                )
                 group.above, group.entry = above, entry
                 if group.relationship is relationship:
                     group.relationship = relationship._replace(path=way)
@@ -280,10 +292,9 @@ class Record:
         self._remember(runid, entry)
 
     def _remember(self, runid: int, entry: LoadEntry) -> None:
-        if self._runids and runid < self._runids[-1]:  # two threads of one scope; keep the order
+        index = len(self._runids)
+        if index and runid < self._runids[-1]:  # two threads of one scope; keep the order
             index = bisect_right(self._runids, runid)
-        else:
-            index = len(self._runids)
         self._runids.insert(index, runid)
         self._loads.insert(index, entry)
         if len(self._runids) > MOST_LOADS:

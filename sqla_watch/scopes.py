@@ -209,7 +209,7 @@ class Scope:
         return f"<Scope {self.name!r} ({self.kind}, {state}): {self.statements} statements>"
 
 
-class scope:  # noqa: N801 - used like a function, as contextlib's own
+class scope:
     """Open a scope around a `with` block, or around each call of a function.
 
     Args:

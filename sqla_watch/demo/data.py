@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import Engine, insert
 
@@ -24,9 +25,14 @@ def fill(engine: Engine, *, customers: int = 1_000, orders: int = 10_000, items:
         items: Number of items, evenly spread over the orders.
     """
     products = 100
-    rows = {
+    rows: dict[type[Base], list[dict[str, Any]]] = {
         Customer: [
-            {"id": number, "name": f"Customer {number}", "country": COUNTRIES[number % len(COUNTRIES)], "notes": ""}
+            {
+                "id": number,
+                "name": f"Customer {number}",
+                "country": COUNTRIES[number % len(COUNTRIES)],
+                "notes": "",
+            }
             for number in range(1, customers + 1)
         ],
         Product: [
@@ -43,12 +49,15 @@ def fill(engine: Engine, *, customers: int = 1_000, orders: int = 10_000, items:
             for number in range(1, orders + 1)
         ],
         Item: [
-            {"id": number, "order_id": number % orders + 1, "product_id": number % products + 1, "quantity": 1}
+            {
+                "id": number,
+                "order_id": number % orders + 1,
+                "product_id": number % products + 1,
+                "quantity": 1,
+            }
             for number in range(1, items + 1)
         ],
-        Rate: [
-            {"country": country, "percent": Decimal(20) + number} for number, country in enumerate(COUNTRIES)
-        ],
+        Rate: [{"country": country, "percent": Decimal(20) + number} for number, country in enumerate(COUNTRIES)],
     }
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)

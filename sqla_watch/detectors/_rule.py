@@ -23,13 +23,13 @@ class Facts(Protocol):
     """What a rule may read of a scope's record."""
 
     @property
-    def groups(self) -> list[StatementGroup]: ...  # noqa: D102
+    def groups(self) -> list[StatementGroup]: ...
     @property
-    def repeats(self) -> list[Repeat]: ...  # noqa: D102
+    def repeats(self) -> list[Repeat]: ...
     @property
-    def transactions(self) -> Iterable[Transaction]: ...  # noqa: D102
+    def transactions(self) -> Iterable[Transaction]: ...
     @property
-    def waits(self) -> Iterable[Wait]: ...  # noqa: D102
+    def waits(self) -> Iterable[Wait]: ...
 
 
 @dataclass(frozen=True, slots=True)

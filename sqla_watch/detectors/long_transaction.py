@@ -55,22 +55,20 @@ class LongTransaction(Rule):
     id = "long-transaction"
     guide = (3,)
     warning = LongTransactionWarning
-    thresholds: ClassVar = {
-        "min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")
-    }
+    thresholds: ClassVar = {"min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")}
     after = ("slow-query",)
 
     _ONE_STATEMENT = 0.8  # share of the time from which on one slow statement explains the whole
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each line on which such a transaction began."""
-        longest: dict[object, Transaction] = {}
-        counts: dict[object, int] = {}
+        longest: dict[tuple[object, ...], Transaction] = {}
+        counts: dict[tuple[object, ...], int] = {}
         for transaction in facts.transactions:
             length = transaction.finished - transaction.started
             if length < context["min_seconds"] * 1e9 or transaction.slowest > length * self._ONE_STATEMENT:
                 continue
-            key = (transaction.first, transaction.last, transaction.ignores)
+            key: tuple[object, ...] = (transaction.first, transaction.last, transaction.ignores)
             counts[key] = counts.get(key, 0) + 1
             before = longest.get(key)
             if before is None or length > before.finished - before.started:

@@ -59,9 +59,7 @@ class RepeatedQuery(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and its values."""
-        claimed = {
-            (group.fingerprint.text, group.call_site) for group in facts.groups if group in context.claimed
-        }
+        claimed = {(group.fingerprint.text, group.call_site) for group in facts.groups if group in context.claimed}
         for repeat in facts.repeats:
             if repeat.count < context["min_repeats"] or repeat.nanoseconds < context["min_seconds"] * 1e9:
                 continue

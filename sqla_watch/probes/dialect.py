@@ -125,9 +125,7 @@ def _observe(
         if not fingerprint.writes:
             if fingerprint.simple:
                 try:
-                    values = fixed = hash(
-                        tuple(parameters.values()) if parameters.__class__ is dict else parameters
-                    )
+                    values = fixed = hash(tuple(parameters.values()) if parameters.__class__ is dict else parameters)
                 except Exception:  # a list, a dictionary, a type of the application's own
                     values, fixed = fingerprint.hash_values(parameters)
             else:

@@ -27,9 +27,7 @@ DEFAULT_FETCH: Any = getattr(_cursor, "_DEFAULT_FETCH", None)
 
 _ORM_COMPILE_STATE: Any = getattr(_context, "_ORMCompileState", None) or getattr(_context, "ORMCompileState", None)
 
-_IMMEDIATE_LOADER: Any = getattr(_strategies, "_ImmediateLoader", None) or getattr(
-    _strategies, "ImmediateLoader", None
-)
+_IMMEDIATE_LOADER: Any = getattr(_strategies, "_ImmediateLoader", None) or getattr(_strategies, "ImmediateLoader", None)
 _IMMEDIATE_CODE: CodeType | None = getattr(getattr(_IMMEDIATE_LOADER, "_load_for_path", None), "__code__", None)
 
 _MOST_RELATIONSHIPS = 2_000
@@ -87,7 +85,12 @@ def describe_load(context: Any, options: Any) -> Load | None:
         columns = getattr(compile_options, "_only_load_props", None)
         names = tuple(sorted(columns)) if columns else ()
         return Load(
-            LoadKind.COLUMN, None, hash(state.key and state.key[1]), state.runid or 0, _session_of(state), names
+            LoadKind.COLUMN,
+            None,
+            hash(state.key and state.key[1]),
+            state.runid or 0,
+            _session_of(state),
+            names,
         )
     if elements:
         return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, 0, 0, ())

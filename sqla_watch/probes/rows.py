@@ -84,13 +84,16 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         super().__init__(dbapi_cursor, execution_options, **arguments)
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
-        super()._buffer_rows(result, _CountingCursor(dbapi_cursor, self.counter))
+        super()._buffer_rows(result, self._counted(dbapi_cursor))
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
-        return super().fetchmany(result, _CountingCursor(dbapi_cursor, self.counter), size)
+        return super().fetchmany(result, self._counted(dbapi_cursor), size)
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
-        return super().fetchall(result, _CountingCursor(dbapi_cursor, self.counter))
+        return super().fetchall(result, self._counted(dbapi_cursor))
+
+    def _counted(self, cursor: Any) -> Any:
+        return _CountingCursor(cursor, self.counter)
 
 
 def count_rows(context: Any, cursor: Any) -> int | RowCounter:
@@ -100,9 +103,7 @@ def count_rows(context: Any, cursor: Any) -> int | RowCounter:
     options = context.execution_options
     if context._is_server_side or options.get("stream_results", False):
         counter = RowCounter(streamed=True)
-        context.cursor_fetch_strategy = _CountingBuffer(
-            _CountingCursor(cursor, counter), options, counter=counter
-        )
+        context.cursor_fetch_strategy = _CountingBuffer(_CountingCursor(cursor, counter), options, counter=counter)
     else:
         counter = RowCounter(streamed=False)
         context.cursor_fetch_strategy = _CountingFetch(counter)

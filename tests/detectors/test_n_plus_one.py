@@ -12,7 +12,10 @@ import sqla_watch
 from sqla_watch import Finding, Scope
 from sqla_watch.demo.models import Customer, Item, Order
 
-pytestmark = [pytest.mark.usefixtures("watch"), pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("watch"),
+    pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning"),
+]
 
 
 def line_of(marker: str) -> int:
@@ -65,7 +68,13 @@ def test_a_nested_relationship_is_chained_from_the_query_that_the_user_wrote(eng
 
 def test_pasting_the_suggested_option_makes_it_silent(engine: Engine) -> None:
     query = select(Customer)
-    names = {"selectinload": selectinload, "joinedload": joinedload, "Customer": Customer, "Order": Order, "Item": Item}
+    names = {
+        "selectinload": selectinload,
+        "joinedload": joinedload,
+        "Customer": Customer,
+        "Order": Order,
+        "Item": Item,
+    }
     for expected in (3, 0):
         with sqla_watch.scope("repaired") as scope, Session(engine) as session:
             for customer in session.scalars(query):
