@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -82,60 +82,63 @@ class CallSite(NamedTuple):
 
 
 class RowCounter:
-    """Counts the rows that a cursor hands out one after the other: SQLite, server-side cursors."""
+    """Counts the rows that a cursor hands out one after the other: SQLite, server-side cursors.
 
-    __slots__ = ("group", "nanoseconds", "record", "rows", "streamed")
+    The statement may have been added up already when its rows come; then they go to its group and record, too.
+    """
 
-    def __init__(self, streamed: bool) -> None:
-        self.streamed = streamed
-        """Whether the rows come in pieces, and are not in memory all at once."""
-        self.rows = 0
-        self.nanoseconds = 0
-        self.group: StatementGroup | None = None
-        self.record: Record | None = None
+    # Defaults of the class, not an __init__: one is made for each statement of a driver that cannot tell.
+    streamed: bool = False
+    """Whether the rows come in pieces, and are not in memory all at once."""
+    rows: int = 0
+    nanoseconds: int = 0
+    group: StatementGroup | None = None
 
     def add(self, rows: int, nanoseconds: int) -> None:
-        """Add rows fetched and the time it took, also to the group and record that have the statement already."""
+        """Add rows fetched and the time it took."""
         self.rows += rows
         self.nanoseconds += nanoseconds
-        for total in (self.group, self.record):
-            if total is not None:
-                total.add_rows(rows, nanoseconds)
-        if self.group is not None:
-            self.group.most_rows = max(self.group.most_rows, self.rows)
+        group = self.group
+        if group is not None:
+            group.rows += rows
+            group.nanoseconds += nanoseconds
+            group.most_rows = max(group.most_rows, self.rows)
+            group.record.add_rows(rows, nanoseconds)
 
 
-class Statement(NamedTuple):
-    """One execution of a DBAPI cursor. Made on the hot path with `tuple.__new__`: mind the order."""
+Statement: TypeAlias = tuple[
+    "Fingerprint",
+    "CodeType | None",  # the code that sent it, and
+    int,  # the offset of the instruction there
+    int,  # the places in up to two callers of that code: tells calls through one helper apart
+    int,  # nanoseconds: started
+    int,  # and finished
+    "int | RowCounter",  # rows that it returned, or their counter
+    int,  # hash of all parameter values
+    int,  # hash of those that do not walk: without OFFSET, ranges, chunks of IN
+    int,  # serial number of the connection's checkout
+    int,  # serial number of the transaction; negative in autocommit, 0 outside of any
+    "Load | None",
+    int,  # SQLAlchemy's number of this load, 0 for what loads no entities
+    "tuple[Ignore, ...]",
+    str,  # SQLSTATE or exception's class if it failed
+]
+"""One execution of a DBAPI cursor. A bare tuple, because one is made for each statement: half a microsecond less."""
 
-    fingerprint: Fingerprint
-    code: CodeType | None
-    instruction: int
-    path: int
-    """Hash of the innermost frames of the user's code: tells calls through one helper apart."""
-    started: int
-    finished: int
-    rows: int | RowCounter
-    """Rows that the statement returned, or their counter; 0 for one that returns none."""
-    values: int
-    """Hash of all parameter values."""
-    fixed: int
-    """Hash of those parameter values which do not walk: without OFFSET, ranges, chunks of IN."""
-    checkout: int
-    """Serial number of the connection's checkout."""
-    transaction: int
-    """Serial number of the transaction."""
-    load: Load | None
-    runid: int
-    """SQLAlchemy's number of this load, or 0 for what loads no entities."""
-    ignores: tuple[Ignore, ...]
-    error: str
+CODE: Final = 1
+INSTRUCTION: Final = 2
+STARTED: Final = 4
+FINISHED: Final = 5
+ROWS: Final = 6
+IGNORES: Final = 13
+"""Places in a `Statement`."""
 
 
 @dataclass(slots=True, eq=False)
 class StatementGroup:
     """Statements alike: same SQL, same line of code, same checkout or session."""
 
+    record: Record = field(repr=False)
     fingerprint: Fingerprint
     call_site: CallSite | None
     kind: LoadKind
@@ -168,11 +171,6 @@ class StatementGroup:
     root_sites: dict[CallSite, int] = field(default_factory=dict)
     """Where those queries are, and how many of the parents each loaded."""
 
-    def add_rows(self, rows: int, nanoseconds: int) -> None:
-        """Add rows that were fetched after their statement had been counted."""
-        self.rows += rows
-        self.nanoseconds += nanoseconds
-
 
 @dataclass(slots=True, eq=False)
 class Repeat:
@@ -186,6 +184,17 @@ class Repeat:
     """Of all executions but the first: what keeping the first answer would save."""
     sites: dict[CallSite, int] = field(default_factory=dict)
     """Where it was sent from, and how often."""
+
+    def add(self, statement: Statement, nanoseconds: int) -> None:
+        """Add an execution, and the time it would have saved."""
+        rows = statement[ROWS]
+        self.count += 1
+        self.rows += rows.rows if isinstance(rows, RowCounter) else rows
+        self.nanoseconds += nanoseconds
+        code = statement[CODE]
+        if code is not None:
+            site = CallSite(code, statement[INSTRUCTION])
+            self.sites[site] = self.sites.get(site, 0) + 1
 
 
 class Transaction(NamedTuple):

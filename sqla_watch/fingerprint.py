@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
@@ -94,6 +94,8 @@ class Fingerprint:
     """What it reads and writes: the names after FROM, JOIN, INTO and UPDATE, in order, each once."""
     returns_rows: bool = False
     writes: bool = False
+    reads: bool = False
+    """Returns rows and writes none."""
     housekeeping: bool = False
     """Sent to manage the connection or to read the catalogue: not one of the application's statements."""
     limited: bool = False
@@ -102,6 +104,8 @@ class Fingerprint:
     """Has an ORDER BY."""
     locks: bool = False
     """Takes row or advisory locks: asking again is not asking the same thing."""
+    asks: bool = False
+    """A plain SELECT from tables: asked again in one transaction, it has the same answer."""
     expanding: bool = False
     """Has an IN list that SQLAlchemy expands."""
     walking: frozenset[str | int] = frozenset()
@@ -110,8 +114,10 @@ class Fingerprint:
     """Hash of the literals pasted into the text; 0 for none."""
     fixed_literals: int = 0
     """The same without those of OFFSET, ranges and keyset comparisons."""
-    simple: bool = field(default=True)
+    simple: bool = True
     """No literals, nothing that walks, no lists: the hash of the parameters says it all."""
+    entities: bool = False
+    """Known to be an ORM SELECT, which makes or refreshes objects."""
 
     @property
     def summary(self) -> str:
@@ -165,8 +171,6 @@ class Fingerprints:
     def __init__(self, limit: int = 4_096) -> None:
         self._limit = limit
         self._by_text: dict[str, Fingerprint] = {}
-        self.get = self._by_text.get
-        """The fast way: the fingerprint of a text that was read before, or None."""
 
     def of(self, text: str) -> Fingerprint:
         """Return the fingerprint of `text`, reading it if it was not seen before."""
@@ -230,10 +234,12 @@ def read(text: str) -> Fingerprint:
         tables=structure.tables,
         returns_rows=structure.returns_rows,
         writes=structure.operation in _WRITES,
+        reads=structure.returns_rows and structure.operation not in _WRITES,
         housekeeping=structure.housekeeping,
         limited=structure.limited,
         ordered=structure.ordered,
         locks=structure.locks,
+        asks=structure.operation == "SELECT" and bool(structure.tables) and not structure.locks,
         expanding=expanding,
         walking=walking_names,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,

@@ -55,6 +55,10 @@ active: ContextVar[tuple[Ignore, ...]] = ContextVar("sqla_watch_ignores", defaul
 """The ignores around the code that runs now; read for each statement (15 ns)."""
 
 
+entered: list[Ignore] = []
+"""The ignores whose blocks run anywhere in the process; while it is empty, nobody has to ask the ContextVar."""
+
+
 class _Ignores:
     """The ignores met so far, by place, so that a loop over one `with` makes one entry."""
 
@@ -158,11 +162,13 @@ class ignore:
         location = location_of(CallSite(caller.f_code, caller.f_lasti))
         found = registry.block(self._rule, self._target, self._reason, location)
         self._tokens.append(active.set((*active.get(), found)))
+        entered.append(found)
         return found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        entered.remove(active.get()[-1])
         active.reset(self._tokens.pop())
 
 

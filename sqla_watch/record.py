@@ -9,13 +9,30 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
-from sqla_watch.facts import CallSite, Load, LoadKind, Repeat, RowCounter, Statement, StatementGroup, Transaction, Wait
-from sqla_watch.fingerprint import Fingerprint
-from sqla_watch.ignores import Ignore
+from sqla_watch.facts import (
+    FINISHED,
+    IGNORES,
+    STARTED,
+    CallSite,
+    Fact,
+    Load,
+    LoadKind,
+    Repeat,
+    RowCounter,
+    Statement,
+    StatementGroup,
+    Transaction,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    from sqla_watch.fingerprint import Fingerprint
+    from sqla_watch.ignores import Ignore
 
 __all__ = ["Record"]
 
@@ -24,7 +41,7 @@ MOST_GROUPS = 2_000
 MOST_VALUES = 40_000
 """Hashes of values and parents that are kept for counting distinct ones; about 70 bytes each."""
 MOST_ANSWERS = 4_000
-"""Different questions of one transaction among which repeats are looked for; about 200 bytes each."""
+"""Different questions of one transaction among which repeats are looked for; about 400 bytes each."""
 MOST_LOADS = 10_000
 """Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
 MOST_KEPT = 200
@@ -44,6 +61,8 @@ _TOTALS = (
     "checkouts",
     "dropped",
 )
+
+_LAZY = LoadKind.LAZY
 
 _T = TypeVar("_T")
 Path: TypeAlias = tuple[tuple[str, str, bool], ...]
@@ -95,14 +114,17 @@ def _join(path: Path, further: Path) -> Path:
 
 
 class _Answers:
-    """What one transaction has asked so far, and what it has written since."""
+    """What one transaction has asked so far, and what it has written since.
 
-    __slots__ = ("asked", "moment", "written")
+    A question is a number, and what is kept of it is the fact itself, so that asking makes no new objects.
+    """
+
+    __slots__ = ("asked", "repeats", "written")
 
     def __init__(self) -> None:
-        self.asked: dict[tuple[str, int], list[Any]] = {}
+        self.asked: dict[int, Statement] = {}
+        self.repeats: dict[int, Repeat] = {}
         self.written: dict[str, int] = {}
-        self.moment = 0
 
 
 class Record:
@@ -135,18 +157,129 @@ class Record:
         """The groups in the order in which their first statements came."""
         return list(self._groups.values())
 
-    def take(self, fact: Statement | Transaction | Wait) -> None:
-        """Add one fact. Costs 1 to 2 µs; runs when the scope is read or closed, not in the statement."""
-        if isinstance(fact, Statement):
-            self._statement(fact)
-        elif isinstance(fact, Transaction):
-            self._transaction(fact)
-        else:
+    def take(self, facts: Iterable[Fact]) -> None:
+        """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
+        groups = self._groups
+        statements = all_rows = database = 0
+        for any_fact in facts:
+            if any_fact.__class__ is not tuple:
+                self._other(any_fact)
+                continue
+            fact = cast(Statement, any_fact)
+            (
+                fingerprint, code, instruction, path, started, finished, rows, values, fixed,
+                checkout, transaction, load, runid, ignores, error,
+            ) = fact  # fmt: skip
+            elapsed = finished - started
+            if fingerprint.housekeeping:
+                database += elapsed
+                continue
+            counter: RowCounter | None = None
+            if isinstance(rows, RowCounter):
+                counter = rows
+                rows = counter.rows
+                elapsed += counter.nanoseconds
+            statements += 1
+            all_rows += rows
+            database += elapsed
+            key: Any
+            if load is None:
+                key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
+            else:
+                what = load.relationship if load.kind is _LAZY else fingerprint.text
+                key = (what, id(code), instruction, load.session, ignores)
+                fixed = load.parent
+            group = groups.get(key)
+            if group is None:
+                group = self._new_group(key, fingerprint, code, instruction, load, ignores, started)
+            elif started < group.finished:
+                group.overlapping += 1
+            group.count += 1
+            group.rows += rows
+            group.nanoseconds += elapsed
+            if finished > group.finished:
+                group.finished = finished
+            if rows > group.most_rows:
+                group.most_rows = rows
+            if elapsed > group.slowest:
+                group.slowest = elapsed
+            if counter is not None:
+                counter.group = group
+                group.streamed = counter.streamed
+            if error:
+                self.errors += 1
+                group.errors += 1
+                continue
+            if fixed not in group.values:
+                if self._room > 0:
+                    group.values.add(fixed)
+                    self._room -= 1
+                else:
+                    group.uncounted += 1
+            if runid:
+                self._load(group, load, runid, checkout)
+            if load is None and transaction > 0:
+                if fingerprint.asks:
+                    answers = self._answers.get(transaction)
+                    if answers is None:
+                        answers = self._answers[transaction] = _Answers()
+                    question = hash((fingerprint.text, values))
+                    before = answers.asked.get(question)
+                    answers.asked[question] = fact
+                    if before is not None:
+                        self._ask_again(answers, question, before, fact)
+                    elif len(answers.asked) > MOST_ANSWERS:
+                        self.dropped += len(answers.asked)
+                        answers.asked.clear()
+                elif fingerprint.writes and transaction in self._answers:
+                    written = self._answers[transaction].written
+                    for table in fingerprint.tables:
+                        written[table] = finished
+        self.statements += statements
+        self.rows += all_rows
+        self.database += database
+
+    def _other(self, fact: Fact) -> None:
+        """Add a fact that is no statement."""
+        if isinstance(fact, Transaction):
+            self.ending += fact.ending
+            if fact.outcome == "commit":
+                self.commits += 1
+            elif fact.outcome == "rollback":
+                self.rollbacks += 1
+            self._answers.pop(fact.serial, None)
+            if fact.serial > 0:
+                self.transactions.add(fact.finished - fact.started, fact)
+        elif isinstance(fact, Wait):
             if not fact.timed_out:
                 self.checkouts += 1
             if fact.nanoseconds:
                 self.wait += fact.nanoseconds
                 self.waits.add(fact.nanoseconds, fact)
+
+    def _new_group(
+        self,
+        key: Any,
+        fingerprint: Fingerprint,
+        code: CodeType | None,
+        instruction: int,
+        load: Load | None,
+        ignores: tuple[Ignore, ...],
+        started: int,
+    ) -> StatementGroup:
+        if len(self._groups) >= MOST_GROUPS:
+            self._make_room()
+        group = self._groups[key] = StatementGroup(
+            self,
+            fingerprint,
+            None if code is None else CallSite(code, instruction),
+            LoadKind.QUERY if load is None else load.kind,
+            None if load is None else load.relationship,
+            0 if load is None else load.session,
+            ignores,
+            started=started,
+        )
+        return group
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
         """Add rows that were fetched after their statement had been counted."""
@@ -173,93 +306,6 @@ class Record:
         if index >= 0:
             return self._loads[index]
         return self._parent.find_load(runid) if self._parent is not None else None
-
-    def _transaction(self, transaction: Transaction) -> None:
-        self.ending += transaction.ending
-        if transaction.outcome == "commit":
-            self.commits += 1
-        elif transaction.outcome == "rollback":
-            self.rollbacks += 1
-        self._answers.pop(transaction.serial, None)
-        if transaction.serial > 0:
-            self.transactions.add(transaction.finished - transaction.started, transaction)
-
-    def _statement(self, statement: Statement) -> None:
-        (
-            fingerprint, code, instruction, path, started, finished, rows, values, fixed,
-            checkout, transaction, load, runid, ignores, error,
-        ) = statement  # fmt: skip
-        elapsed = finished - started
-        self.database += elapsed
-        if fingerprint.housekeeping:
-            return
-        counter: RowCounter | None = None
-        if isinstance(rows, RowCounter):
-            counter = rows
-            rows = counter.rows
-            elapsed += counter.nanoseconds
-            self.database += counter.nanoseconds
-        self.statements += 1
-        self.rows += rows
-        kind = LoadKind.QUERY if load is None else load.kind
-        key: Any
-        if kind is LoadKind.QUERY or load is None:
-            key = (fingerprint.text, path, checkout, ignores)
-        elif kind is LoadKind.LAZY:
-            key = (load.relationship, id(code), instruction, load.session, ignores)
-            fixed = load.parent
-        else:
-            key = (fingerprint.text, id(code), instruction, load.session, ignores)
-            fixed = load.parent
-        group = self._groups.get(key)
-        if group is None:
-            if len(self._groups) >= MOST_GROUPS:
-                self._make_room()
-            group = self._groups[key] = StatementGroup(
-                fingerprint,
-                None if code is None else CallSite(code, instruction),
-                kind,
-                None if load is None else load.relationship,
-                0 if load is None else load.session,
-                ignores,
-                started=started,
-            )
-        elif started < group.finished:
-            group.overlapping += 1
-        group.count += 1
-        group.rows += rows
-        group.nanoseconds += elapsed
-        if finished > group.finished:
-            group.finished = finished
-        if rows > group.most_rows:
-            group.most_rows = rows
-        if elapsed > group.slowest:
-            group.slowest = elapsed
-        if counter is not None:
-            counter.group = group
-            counter.record = self
-            group.streamed = counter.streamed
-        if error:
-            self.errors += 1
-            group.errors += 1
-            return
-        if fixed not in group.values:
-            if self._room > 0:
-                group.values.add(fixed)
-                self._room -= 1
-            else:
-                group.uncounted += 1
-        if runid:
-            self._load(group, load, runid, checkout)
-        if kind is LoadKind.QUERY and transaction > 0:
-            if fingerprint.writes:
-                answers = self._answers.get(transaction)
-                if answers is not None:
-                    answers.moment += 1
-                    for table in fingerprint.tables:
-                        answers.written[table] = answers.moment
-            elif fingerprint.operation == "SELECT" and not fingerprint.locks and fingerprint.tables:
-                self._ask(fingerprint, group, transaction, values, started, finished, rows, ignores)
 
     def _load(self, group: StatementGroup, load: Load | None, runid: int, checkout: int) -> None:
         """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
@@ -301,45 +347,21 @@ class Record:
             del self._runids[: MOST_LOADS // 2]
             del self._loads[: MOST_LOADS // 2]
 
-    def _ask(
-        self,
-        fingerprint: Fingerprint,
-        group: StatementGroup,
-        transaction: int,
-        values: int,
-        started: int,
-        finished: int,
-        rows: int,
-        ignores: tuple[Ignore, ...],
-    ) -> None:
-        """Note a question; count it if the same transaction has asked it before and wrote nothing since."""
-        answers = self._answers.get(transaction)
-        if answers is None:
-            answers = self._answers[transaction] = _Answers()
-        key = (fingerprint.text, values)
-        asked = answers.asked.get(key)
-        moment = answers.moment
-        if asked is not None:
-            first_moment, last, site, repeat = asked
-            written = answers.written
-            unchanged = not written or all(written.get(table, 0) <= first_moment for table in fingerprint.tables)
-            if unchanged and started - last < POLL_NANOSECONDS and started >= last:
-                if repeat is None:
-                    repeat = Repeat(fingerprint, ignores, 1, rows)
-                    repeat.sites[site] = 1
-                    self.repeats.append(repeat)
-                repeat.count += 1
-                repeat.rows += rows
-                repeat.nanoseconds += finished - started
-                site = group.call_site
-                repeat.sites[site] = repeat.sites.get(site, 0) + 1
-                asked[1] = finished
-                asked[3] = repeat
-                return
-        elif len(answers.asked) >= MOST_ANSWERS:
-            answers.asked.clear()
-            self.dropped += MOST_ANSWERS
-        answers.asked[key] = [moment, finished, group.call_site, None]
+    def _ask_again(self, answers: _Answers, key: int, before: Statement, again: Statement) -> None:
+        """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
+        asked, started, finished = before[FINISHED], again[STARTED], again[FINISHED]
+        fingerprint = again[0]
+        if started < asked or started - asked >= POLL_NANOSECONDS:
+            return
+        if any(answers.written.get(table, 0) > asked for table in fingerprint.tables):
+            answers.repeats.pop(key, None)
+            return
+        repeat = answers.repeats.get(key)
+        if repeat is None:
+            repeat = answers.repeats[key] = Repeat(fingerprint, again[IGNORES])
+            self.repeats.append(repeat)
+            repeat.add(before, 0)
+        repeat.add(again, finished - started)
 
     def _make_room(self) -> None:
         """Drop the oldest groups of a single statement; where all have more, the oldest groups."""

@@ -139,9 +139,7 @@ class Scope:
                 self._record = Record(self.parent.record if self.parent is not None else None)
             pending = self.pending
             number = len(pending)
-            take = self._record.take
-            for fact in islice(pending, number):
-                take(fact)
+            self._record.take(islice(pending, number))
             del pending[:number]
 
     def raise_now(self) -> None:
@@ -172,9 +170,9 @@ class Scope:
         with self._lock:
             self.closed = True
             self._findings = sorted([*self._findings, *found], key=lambda finding: str(finding.severity) != "high")
-        record.forget()
         if self.parent is not None and not self.parent.closed:
             self.parent.add_inner(record, found)
+        record.forget()
         return found
 
     def add_inner(self, record: Record, findings: list[Finding]) -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from time import perf_counter_ns as clock
-from types import CodeType
 from typing import Any
 
 from sqla_watch import registry
-from sqla_watch.facts import CallSite, Transaction, Wait
+from sqla_watch.facts import CODE, INSTRUCTION, STARTED, CallSite, Statement, Transaction, Wait
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import Scope, close_scope, current
@@ -25,21 +24,15 @@ next_transaction: Callable[[], int] = count(1).__next__
 class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
-    __slots__ = (
-        "database", "first_code", "first_instruction", "last_code", "last_instruction", "serial", "slowest",
-        "started", "statements",
-    )  # fmt: skip
+    __slots__ = ("database", "first", "last", "serial", "slowest", "statements")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
-        self.started = 0
         self.statements = 0
         self.database = 0
         self.slowest = 0
-        self.first_code: CodeType | None = None
-        self.first_instruction = 0
-        self.last_code: CodeType | None = None
-        self.last_instruction = 0
+        self.first: Statement | None = None
+        self.last: Statement | None = None
 
 
 class Checkout:
@@ -75,25 +68,24 @@ class Checkout:
 
     def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int) -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
-        if transaction is None or not transaction.statements:
+        if transaction is None or transaction.first is None or transaction.last is None:
             return
         finished = clock()
         scope = self.find_scope()
         if scope is None:
             return
-        first, last = transaction.first_code, transaction.last_code
         scope.pending.append(
             Transaction(
                 transaction.serial,
-                transaction.started,
+                transaction.first[STARTED],
                 finished,
                 outcome,
                 transaction.statements,
                 transaction.database,
                 finished - started,
                 transaction.slowest,
-                None if first is None else CallSite(first, transaction.first_instruction),
-                None if last is None else CallSite(last, transaction.last_instruction),
+                _site(transaction.first),
+                _site(transaction.last),
                 active_ignores.get(),
             )
         )
@@ -108,6 +100,11 @@ class Checkout:
         scope, self.scope = self.scope, None
         if scope is not None:
             close_scope(scope, quiet=True)
+
+
+def _site(statement: Statement) -> CallSite | None:
+    code = statement[CODE]
+    return None if code is None else CallSite(code, statement[INSTRUCTION])
 
 
 def checkout_of(record: Any) -> Checkout | None:

@@ -19,28 +19,28 @@ class Door:
     def __init__(self, name: str, target: Any) -> None:
         self.name = name
         self.open = True
-        self._target = target
+        self.target = target
         self._wrapped: dict[str, tuple[Any, bool, Any]] = {}
 
     def wrap(self, method: str, make: Callable[[Door, Any], Any]) -> None:
         """Put `make(self, original)` in front of a method; a method that is not there stays away."""
-        original = getattr(self._target, method, None)
+        original = getattr(self.target, method, None)
         if original is None:
             return
-        own = method in vars(self._target)
+        own = method in vars(self.target)
         wrapper = make(self, original)
-        setattr(self._target, method, wrapper)
+        setattr(self.target, method, wrapper)
         self._wrapped[method] = (wrapper, own, original)
 
     def close(self) -> None:
         """Take the wrappers off; those which somebody wrapped in turn pass on from now."""
         self.open = False
         for method, (wrapper, own, original) in self._wrapped.items():
-            if vars(self._target).get(method) is wrapper:
+            if vars(self.target).get(method) is wrapper:
                 if own:
-                    setattr(self._target, method, original)
+                    setattr(self.target, method, original)
                 else:
-                    delattr(self._target, method)
+                    delattr(self.target, method)
         self._wrapped.clear()
 
     def fault(self) -> None:

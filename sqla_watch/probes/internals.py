@@ -20,7 +20,7 @@ from sqlalchemy.orm import strategies as _strategies
 from sqla_watch.facts import Load, LoadKind, Relationship
 
 RECORD_KEY = "_sqla_watch"
-"""Attribute of a pool's connection record under which a checkout is kept while it lasts."""
+"""Attribute of a pool's connection record under which a checkout is kept while it lasts; the hot path spells it out."""
 
 DEFAULT_FETCH: Any = getattr(_cursor, "_DEFAULT_FETCH", None)
 """How a plain cursor is fetched; None where the name is gone, and rows of such cursors are not counted."""
@@ -32,7 +32,6 @@ _IMMEDIATE_CODE: CodeType | None = getattr(getattr(_IMMEDIATE_LOADER, "_load_for
 
 _MOST_RELATIONSHIPS = 2_000
 _relationships: dict[Any, Relationship] = {}
-_orm_states: dict[type, bool] = {}
 
 
 def _runid_counter() -> Callable[[], int]:
@@ -54,17 +53,10 @@ def _runid_counter() -> Callable[[], int]:
 next_runid: Callable[[], int] = _runid_counter()
 
 
-def loads_entities(context: Any) -> bool:
-    """Whether a statement is an ORM SELECT, whose result makes or refreshes objects."""
-    compiled = context.compiled
+def loads_entities(compiled: Any) -> bool:
+    """Whether a compiled statement is an ORM SELECT, whose result makes or refreshes objects."""
     state = getattr(compiled, "compile_state", None)
-    if state is None:
-        return False
-    kind = state.__class__
-    found = _orm_states.get(kind)
-    if found is None:
-        found = _orm_states[kind] = _ORM_COMPILE_STATE is not None and issubclass(kind, _ORM_COMPILE_STATE)
-    return found
+    return _ORM_COMPILE_STATE is not None and isinstance(state, _ORM_COMPILE_STATE)
 
 
 def describe_load(context: Any, options: Any) -> Load | None:
@@ -125,7 +117,7 @@ def _step(attribute: Any) -> tuple[str, str, bool]:
 
 def _immediately() -> bool:
     """Whether a load that looks lazy was asked for by `immediateload`: told by a frame of its loader."""
-    frame: Any = sys._getframe(3)
+    frame: Any = sys._getframe(2)
     for _ in range(16):
         if frame is None:
             return False
@@ -138,4 +130,3 @@ def _immediately() -> bool:
 def forget() -> None:
     """Let go of the mappings of relationships, when nothing is watched any more."""
     _relationships.clear()
-    _orm_states.clear()

@@ -14,8 +14,8 @@ from weakref import WeakSet
 from sqlalchemy import exc
 
 from sqla_watch import registry
-from sqla_watch.callsite import locate
-from sqla_watch.facts import CallSite, Wait
+from sqla_watch.callsite import call_site
+from sqla_watch.facts import Wait
 from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout
 from sqla_watch.probes.door import logger
@@ -145,13 +145,12 @@ def _timed_out(pool: Any, started: int) -> None:
 def _wait(pool: Any, started: int, nanoseconds: int, *, timed_out: bool) -> Wait:
     if not nanoseconds:
         return Wait(started, 0, False, None, 0, 0, ())
-    code, instruction, _ = locate(sys._getframe(3))
     size = getattr(pool, "size", None)
     return Wait(
         started,
         nanoseconds,
         timed_out,
-        None if code is None else CallSite(code, instruction),
+        call_site(sys._getframe(3)),
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
         active.get(),

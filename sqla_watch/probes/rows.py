@@ -15,40 +15,43 @@ from sqla_watch.facts import RowCounter
 from sqla_watch.probes.internals import DEFAULT_FETCH
 
 
-class _CountingFetch(_cursor.CursorFetchStrategy):
-    """Fetches from the cursor as the default strategy does."""
-
-    __slots__ = ("counter",)
-
-    def __init__(self, counter: RowCounter) -> None:
-        self.counter = counter
+class _CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
+    """Fetches from the cursor as the default strategy does; counter and strategy in one object, for speed."""
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
-        started = clock()
-        row = super().fetchone(result, dbapi_cursor, hard_close)
-        self.counter.add(row is not None, clock() - started)
+        # The strategy's own three lines, not a call of them: this runs for each row of `.one()` and `.first()`.
+        try:
+            row = dbapi_cursor.fetchone()
+            if row is None:
+                result._soft_close(hard=hard_close)
+            elif self.group is None:
+                self.rows += 1
+            else:
+                self.add(1, 0)
+        except BaseException as error:
+            self.handle_exception(result, dbapi_cursor, error)
         return row
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         started = clock()
         rows = super().fetchmany(result, dbapi_cursor, size)
-        self.counter.add(len(rows), clock() - started)
+        self.add(len(rows), clock() - started)
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
         started = clock()
         rows = super().fetchall(result, dbapi_cursor)
-        self.counter.add(len(rows), clock() - started)
+        self.add(len(rows), clock() - started)
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
-        self.counter.streamed = True
+        self.streamed = True
         result.cursor_strategy = _CountingBuffer(
-            _CountingCursor(dbapi_cursor, self.counter),
+            _CountingCursor(dbapi_cursor, self),
             {"max_row_buffer": num},
             growth_factor=0,
             initial_buffer=collections.deque(),
-            counter=self.counter,
+            counter=self,
         )
 
 
@@ -102,9 +105,9 @@ def count_rows(context: Any, cursor: Any) -> int | RowCounter:
         return 0
     options = context.execution_options
     if context._is_server_side or options.get("stream_results", False):
-        counter = RowCounter(streamed=True)
+        counter = RowCounter()
+        counter.streamed = True
         context.cursor_fetch_strategy = _CountingBuffer(_CountingCursor(cursor, counter), options, counter=counter)
-    else:
-        counter = RowCounter(streamed=False)
-        context.cursor_fetch_strategy = _CountingFetch(counter)
-    return counter
+        return counter
+    strategy = context.cursor_fetch_strategy = _CountingFetch()
+    return strategy
