@@ -92,6 +92,8 @@ class RowCounter:
     """Whether the rows come in pieces, and are not in memory all at once."""
     rows: int = 0
     nanoseconds: int = 0
+    elapsed: int = 0
+    """Nanoseconds of the statement with the fetches so far, once it is in a group."""
     group: StatementGroup | None = None
 
     def add(self, rows: int, nanoseconds: int) -> None:
@@ -103,6 +105,8 @@ class RowCounter:
             group.rows += rows
             group.nanoseconds += nanoseconds
             group.most_rows = max(group.most_rows, self.rows)
+            self.elapsed += nanoseconds
+            group.slowest = max(group.slowest, self.elapsed)
             group.record.add_rows(rows, nanoseconds)
 
 

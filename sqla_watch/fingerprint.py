@@ -45,12 +45,18 @@ _TOKENS = re.compile(
 # The patterns below read the marked text, in which each parameter and literal is \x00number\x00.
 _VALUE = r"\x00(\d+)\x00"
 _NAME = r"""(?:[\w$]+|"(?:[^"]|"")+"|`[^`]+`)"""
-_COLUMN = rf"""(?<![\w.$"])({_NAME}(?:\.{_NAME})*|\([^()]*\))"""
-_CAST = r"""(?:::[\w". ]+(?:\([\d, ]*\))?(?:\[\])*)?"""
+_COLUMN = rf"""(?<![\w.$"])({_NAME}(?:\.{_NAME})*(?:\([^()]*\))?|\([^()]*\))"""
+_CAST = (
+    r"""(?:::\s*(?:(?:TIMESTAMP|TIME)(?:\s*\(\d+\))?(?:\s+WITH(?:OUT)?\s+TIME\s+ZONE)?|DOUBLE\s+PRECISION"""
+    r"""|CHARACTER\s+VARYING|[\w."]+)(?:\s*\([\d, ]*\))?(?:\[\])*)*"""
+)
+_BEFORE = r"(?:CAST\s*\(\s*|DATE\s+|TIMESTAMP(?:TZ)?\s+|TIME\s+|INTERVAL\s+)?"
 _OFFSET = re.compile(rf"\bOFFSET\s*\(?{_VALUE}", re.IGNORECASE)
-_RANGE = re.compile(rf"{_COLUMN}\s*(?:<=|>=|<(?!>)|>)\s*((?:\(|\s|,|{_VALUE}{_CAST})*)")
-_RANGE_REVERSED = re.compile(rf"{_VALUE}{_CAST}\s*(?:<=|>=|<(?!>)|>)\s*{_COLUMN}")
-_BETWEEN = re.compile(rf"{_COLUMN}\s+BETWEEN\s+{_VALUE}{_CAST}\s+AND\s+{_VALUE}", re.IGNORECASE)
+_RANGE = re.compile(rf"{_COLUMN}\s*(?:<=|>=|<(?!>)|>)\s*((?:\(|\s|,|{_BEFORE}{_VALUE}{_CAST})+)", re.IGNORECASE)
+_RANGE_REVERSED = re.compile(rf"{_VALUE}{_CAST}\s*(?:<=|>=|<(?!>)|>)\s*{_COLUMN}", re.IGNORECASE)
+_BETWEEN = re.compile(
+    rf"{_COLUMN}\s+BETWEEN\s+{_BEFORE}{_VALUE}{_CAST}(?:\s+AS\s+\w+\s*\))?\s+AND\s+{_BEFORE}{_VALUE}", re.IGNORECASE
+)
 _EQUAL = re.compile(rf"{_COLUMN}\s*=\s*{_VALUE}")
 _MARK = re.compile(_VALUE)
 _SPACES = re.compile(r" {2,}")
@@ -67,6 +73,8 @@ _SOURCES = re.compile(
     rf"{_NAME})?\s*,\s*{_NAME}(?:\.{_NAME})*)*)",
     re.IGNORECASE,
 )
+_CALLED_SOURCE = re.compile(rf"(?:\bFROM|\bJOIN|,\s*LATERAL)\s+(?:LATERAL\s+)?{_NAME}(?:\.{_NAME})*\s*\(", re.IGNORECASE)
+_WRITES_INSIDE = re.compile(r"\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
 _COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)
 _LIMIT = re.compile(r"\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b", re.IGNORECASE)
@@ -102,6 +110,8 @@ class Fingerprint:
     """Has a LIMIT or FETCH FIRST."""
     ordered: bool = False
     """Has an ORDER BY."""
+    may_write: bool = False
+    """Changes its tables, or perhaps others: a call, a function as source, a write inside of a WITH."""
     locks: bool = False
     """Takes row or advisory locks: asking again is not asking the same thing."""
     asks: bool = False
@@ -239,7 +249,8 @@ def read(text: str) -> Fingerprint:
         limited=structure.limited,
         ordered=structure.ordered,
         locks=structure.locks,
-        asks=structure.operation == "SELECT" and bool(structure.tables) and not structure.locks,
+        may_write=structure.may_write,
+        asks=not structure.may_write and structure.operation == "SELECT" and not structure.locks,
         expanding=expanding,
         walking=walking_names,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
@@ -256,6 +267,7 @@ class _Structure(NamedTuple):
     walking: frozenset[int]
     returns_rows: bool
     housekeeping: bool
+    may_write: bool
     limited: bool
     ordered: bool
     locks: bool
@@ -265,13 +277,22 @@ class _Structure(NamedTuple):
 def _structure(marked: str) -> _Structure:
     operation = _operation(marked)
     tables = _tables(marked)
+    housekeeping = operation in _HOUSEKEEPING or (
+        bool(tables) and all(table.lower().startswith(_CATALOGUES) for table in tables)
+    )
+    only_reads = (
+        operation in _READS
+        and bool(tables)
+        and _CALLED_SOURCE.search(marked) is None
+        and _WRITES_INSIDE.search(marked) is None
+    )
     return _Structure(
         operation=operation,
         tables=tables,
         walking=frozenset(_walking(marked)),
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
-        housekeeping=operation in _HOUSEKEEPING
-        or (bool(tables) and all(table.lower().startswith(_CATALOGUES) for table in tables)),
+        housekeeping=housekeeping,
+        may_write=not (only_reads or housekeeping),
         limited=_LIMIT.search(marked) is not None,
         ordered=_ORDER.search(marked) is not None,
         locks=_LOCKS.search(marked) is not None,

@@ -42,7 +42,8 @@ class _Probed:
 
     def remove(self, engine: Engine) -> None:
         self.door.close()
-        unwatch_pool(engine.pool)
+        if not any(other.pool is engine.pool for other in _probed):  # engines may share a pool
+            unwatch_pool(engine.pool)
 
 
 _probed: WeakKeyDictionary[Engine, _Probed] = WeakKeyDictionary()

@@ -126,6 +126,15 @@ class _Answers:
         self.repeats: dict[int, Repeat] = {}
         self.written: dict[str, int] = {}
 
+    def wrote(self, fingerprint: Fingerprint, moment: int) -> None:
+        """Note that something was written: to the tables of a plain write, else to no one knows what."""
+        if fingerprint.writes:
+            for table in fingerprint.tables:
+                self.written[table] = moment
+        else:
+            self.asked.clear()
+            self.repeats.clear()
+
 
 class Record:
     """Everything a scope has seen, added up. Written by one thread at a time (the scope's lock)."""
@@ -145,6 +154,7 @@ class Record:
         self.waits: _Longest[Wait] = _Longest()
         self.repeats: list[Repeat] = []
         self._parent = parent
+        self._outer: Record | None = None
         self._groups: dict[Any, StatementGroup] = {}
         self._room = MOST_VALUES
         self._answers: dict[int, _Answers] = {}
@@ -205,6 +215,7 @@ class Record:
                 group.slowest = elapsed
             if counter is not None:
                 counter.group = group
+                counter.elapsed = elapsed
                 group.streamed = counter.streamed
             if error:
                 self.errors += 1
@@ -231,10 +242,8 @@ class Record:
                     elif len(answers.asked) > MOST_ANSWERS:
                         self.dropped += len(answers.asked)
                         answers.asked.clear()
-                elif fingerprint.writes and transaction in self._answers:
-                    written = self._answers[transaction].written
-                    for table in fingerprint.tables:
-                        written[table] = finished
+                elif fingerprint.may_write and transaction in self._answers:
+                    self._answers[transaction].wrote(fingerprint, finished)
         self.statements += statements
         self.rows += all_rows
         self.database += database
@@ -243,13 +252,14 @@ class Record:
         """Add a fact that is no statement."""
         if isinstance(fact, Transaction):
             self.ending += fact.ending
+            if fact.serial < 0:  # autocommit: there was no transaction
+                return
             if fact.outcome == "commit":
                 self.commits += 1
             elif fact.outcome == "rollback":
                 self.rollbacks += 1
             self._answers.pop(fact.serial, None)
-            if fact.serial > 0:
-                self.transactions.add(fact.finished - fact.started, fact)
+            self.transactions.add(fact.finished - fact.started, fact)
         elif isinstance(fact, Wait):
             if not fact.timed_out:
                 self.checkouts += 1
@@ -282,12 +292,15 @@ class Record:
         return group
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
-        """Add rows that were fetched after their statement had been counted."""
+        """Add rows that were fetched after their statement had been counted, also where its totals went since."""
         self.rows += rows
         self.database += nanoseconds
+        if self._outer is not None:
+            self._outer.add_rows(rows, nanoseconds)
 
     def add_totals(self, inner: Record) -> None:
         """Add the totals of a scope inside this one; its groups were judged there."""
+        inner._outer = self
         for name in _TOTALS:
             setattr(self, name, getattr(self, name) + getattr(inner, name))
         for runid, entry in zip(inner._runids, inner._loads, strict=True):

@@ -46,7 +46,8 @@ class QueryInLoop(Rule):
     ## Limits
     A walk over pages (OFFSET), over ranges (`id > …`, BETWEEN), or over chunks of an IN list of 50 and more
     values is how large results are read, and silent: only its other values are compared. Statements that ran at
-    the same time are not a loop. Relationship and column loads have rules of their own.
+    the same time are not a loop. Statements without a table (calls of functions) cannot be asked at once.
+    Relationship and column loads have rules of their own.
     """
 
     id = "query-in-loop"
@@ -61,7 +62,7 @@ class QueryInLoop(Rule):
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and call path."""
         for group in facts.groups:
-            if not is_query(group) or group.fingerprint.locks:
+            if not is_query(group) or group.fingerprint.locks or not group.fingerprint.tables:
                 continue
             values = len(group.values) + group.uncounted
             if values < context["min_values"] or group.overlapping > group.count // 2:

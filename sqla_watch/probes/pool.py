@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from time import perf_counter_ns as clock
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from sqlalchemy import exc
 
 from sqla_watch import registry
 from sqla_watch.callsite import call_site
-from sqla_watch.facts import Wait
+from sqla_watch.facts import CallSite, Wait
 from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout
 from sqla_watch.probes.door import logger
@@ -31,6 +31,8 @@ _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
 _off: WeakSet[Any] = WeakSet()
 """Pools that are no longer watched but still have connections out, or whose probe has failed."""
+_out: dict[int, tuple[ref[Any], ref[Any]]] = {}
+"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
 
 
 def watch_pool(pool: Any) -> None:
@@ -48,6 +50,14 @@ def unwatch_pool(pool: Any) -> None:
         _off.add(pool)
         if type(pool) is _classes.get(base):
             pool.__class__ = base
+        for key, (record_ref, pool_ref) in list(_out.items()):
+            record = record_ref()
+            if record is None or pool_ref() is pool:
+                _out.pop(key, None)
+            if record is not None and pool_ref() is pool:
+                checkout = record.__dict__.pop(RECORD_KEY, None)
+                if checkout is not None:
+                    checkout.returned()
 
 
 def _watched(base: type) -> type:
@@ -58,15 +68,17 @@ def _watched(base: type) -> type:
     pool_class: Any = base
 
     def _do_get(self: Any) -> Any:
+        # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
+        site = call_site(sys._getframe(1)) if _is_exhausted(self) else None
         started = clock()
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError:
             if self not in _off:
-                _guarded(self, _timed_out, self, started)
+                _guarded(self, _timed_out, self, started, site)
             raise
         if self not in _off:
-            _guarded(self, _taken, self, record, started)
+            _guarded(self, _taken, self, record, started, site)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -81,6 +93,7 @@ def _watched(base: type) -> type:
             checkout.depth -= 1
             if checkout.depth <= 0:
                 record.__dict__.pop(RECORD_KEY, None)
+                _out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
         if checkout is not None and checkout.depth <= 0 and self not in _off:
             _guarded(self, checkout.returned)
@@ -110,7 +123,15 @@ def _guarded(pool: Any, function: Any, *arguments: Any) -> None:
         logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
 
 
-def _taken(pool: Any, record: Any, started: int) -> None:
+def _is_exhausted(pool: Any) -> bool:
+    """Whether the next request will have to wait, as far as can be seen without the pool's lock."""
+    try:
+        return pool._overflow >= pool._max_overflow > -1 and pool._pool.qsize() == 0  # type: ignore[no-any-return]
+    except AttributeError:  # a pool without a limit
+        return False
+
+
+def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
     state = record.__dict__
     wait = clock() - started - state.pop(_CREATED, 0)
@@ -121,7 +142,10 @@ def _taken(pool: Any, record: Any, started: int) -> None:
             checkout.depth += 1
         return
     checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
-    fact = _wait(pool, started, wait if wait >= SHORTEST_WAIT else 0, timed_out=False)
+    _out[id(record)] = ref(record), ref(pool)
+    if site is None or wait < SHORTEST_WAIT:
+        wait = 0
+    fact = _wait(pool, started, wait, site, timed_out=False)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)
@@ -129,9 +153,9 @@ def _taken(pool: Any, record: Any, started: int) -> None:
         checkout.wait = fact
 
 
-def _timed_out(pool: Any, started: int) -> None:
+def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
     """The pool's limit was reached: there will be no checkout, the wait is all there is."""
-    fact = _wait(pool, started, clock() - started, timed_out=True)
+    fact = _wait(pool, started, clock() - started, site, timed_out=True)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)
@@ -142,7 +166,7 @@ def _timed_out(pool: Any, started: int) -> None:
         close_scope(scope, quiet=True)
 
 
-def _wait(pool: Any, started: int, nanoseconds: int, *, timed_out: bool) -> Wait:
+def _wait(pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, timed_out: bool) -> Wait:
     if not nanoseconds:
         return Wait(started, 0, False, None, 0, 0, ())
     size = getattr(pool, "size", None)
@@ -150,7 +174,7 @@ def _wait(pool: Any, started: int, nanoseconds: int, *, timed_out: bool) -> Wait
         started,
         nanoseconds,
         timed_out,
-        call_site(sys._getframe(3)),
+        site,
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
         active.get(),
