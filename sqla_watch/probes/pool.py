@@ -143,8 +143,10 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         return
     checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
     _out[id(record)] = ref(record), ref(pool)
-    if site is None or wait < SHORTEST_WAIT:
+    if wait < SHORTEST_WAIT:
         wait = 0
+    elif site is None:  # somebody was faster
+        site = call_site(sys._getframe(2))
     fact = _wait(pool, started, wait, site, timed_out=False)
     scope = current_scope()
     if scope is not None:
