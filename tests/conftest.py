@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+import psycopg
 import pytest
+import sqlalchemy
 from sqlalchemy import Engine, create_engine, make_url
 
 import sqla_watch
@@ -19,6 +21,10 @@ from sqla_watch.reporters.logging import pace
 from sqla_watch.scopes import current
 
 CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
+
+
+def pytest_report_header() -> str:
+    return f"SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,292 @@
+"""The seven mistakes, each with its repair: small pieces of a shop's code as one meets them.
+
+A mistake and its repair return the same answer. `SCENARIOS` names them all; `sqla-watch demo` runs each in a scope of
+its own.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session, aliased, joinedload, selectinload
+
+from sqla_watch.demo.data import COUNTRIES
+from sqla_watch.demo.models import Customer, Item, Order, Rate
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["SCENARIOS", "Scenario", "Shop"]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The engines of the shop's database."""
+
+    engine: Engine
+    small_pool: Engine
+    """An engine whose pool has two connections."""
+    async_engine: AsyncEngine | None = None
+    """None where there is no driver for asyncio."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A mistake and its repair."""
+
+    rule: str
+    """The rule that finds the mistake."""
+    title: str
+    mistake: Callable[[Shop], object | Awaitable[object]]
+    repair: Callable[[Shop], object | Awaitable[object]]
+    findings: int = 1
+    """How many findings the mistake has."""
+    is_async: bool = False
+    note: str = ""
+    """What the numbers do not show."""
+
+    @property
+    def name(self) -> str:
+        """Rule and title: `n-plus-one, three levels`."""
+        return f"{self.rule}, {self.title}"
+
+
+# n-plus-one: a relationship is touched on one object after the other.
+
+
+def n_plus_one_mistake(shop: Shop) -> dict[str, int]:
+    """Count the orders of each customer: one statement for the customers, one more for each of them."""
+    with Session(shop.engine) as session:
+        customers = session.scalars(select(Customer).order_by(Customer.id).limit(100)).all()
+        return {customer.name: len(customer.orders) for customer in customers}
+
+
+def n_plus_one_repair(shop: Shop) -> dict[str, int]:
+    """Load the orders of all customers at once."""
+    with Session(shop.engine) as session:
+        query = select(Customer).order_by(Customer.id).limit(100).options(selectinload(Customer.orders))
+        return {customer.name: len(customer.orders) for customer in session.scalars(query).all()}
+
+
+# n-plus-one, three relationships deep: each level multiplies.
+
+
+def nested_mistake(shop: Shop) -> Decimal:
+    """Add up what ten customers have bought, through orders and items to the products."""
+    total = Decimal(0)
+    with Session(shop.engine) as session:
+        for customer in session.scalars(select(Customer).order_by(Customer.id).limit(10)).all():
+            for order in customer.orders:
+                for item in order.items:
+                    total += item.quantity * item.product.price
+    return total
+
+
+def nested_repair(shop: Shop) -> Decimal:
+    """Name the whole way with the query; every level is one statement for all, and products come with the items."""
+    total = Decimal(0)
+    way = selectinload(Customer.orders).selectinload(Order.items).joinedload(Item.product)
+    with Session(shop.engine) as session:
+        for customer in session.scalars(select(Customer).order_by(Customer.id).limit(10).options(way)).all():
+            for order in customer.orders:
+                for item in order.items:
+                    total += item.quantity * item.product.price
+    return total
+
+
+# n-plus-one under asyncio: run_sync lets objects load lazily there, too, and makes it no cheaper.
+# SQLAlchemy's asyncio package is imported late because it needs greenlet, which not everybody has.
+
+
+async def async_mistake(shop: Shop) -> list[str]:
+    """Name the customer of each order, one after the other."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    async with AsyncSession(shop.async_engine) as session:
+        orders = (await session.scalars(select(Order).order_by(Order.id).limit(50))).all()
+        return await session.run_sync(lambda _: [order.customer.name for order in orders])
+
+
+async def async_repair(shop: Shop) -> list[str]:
+    """Join the customers to their orders."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    async with AsyncSession(shop.async_engine) as session:
+        query = select(Order).order_by(Order.id).limit(50).options(joinedload(Order.customer))
+        return [order.customer.name for order in await session.scalars(query)]
+
+
+# query-in-loop: a list of ids, and a query for each.
+
+BASKET = range(1, 101)
+
+
+def query_in_loop_mistake(shop: Shop) -> list[str]:
+    """Look up the customers of a mailing one by one."""
+    with Session(shop.engine) as session:
+        return [session.get_one(Customer, number).name for number in BASKET]
+
+
+def query_in_loop_repair(shop: Shop) -> list[str]:
+    """Ask for all of them at once."""
+    with Session(shop.engine) as session:
+        query = select(Customer.name).where(Customer.id.in_(BASKET)).order_by(Customer.id)
+        return list(session.scalars(query))
+
+
+# repeated-query: the same question, asked by a helper that keeps no answer.
+
+
+def tax_rate(session: Session, country: str) -> Decimal:
+    """Look up the tax rate of a country."""
+    return session.scalars(select(Rate.percent).where(Rate.country == country)).one()
+
+
+def repeated_query_mistake(shop: Shop) -> list[Decimal]:
+    """Work out the tax of a hundred prices, asking for the same rate each time."""
+    with Session(shop.engine) as session:
+        return [price * tax_rate(session, "CH") / 100 for price in range(100)]
+
+
+def repeated_query_repair(shop: Shop) -> list[Decimal]:
+    """Ask once, and keep the answer."""
+    with Session(shop.engine) as session:
+        rate = tax_rate(session, "CH")
+        return [price * rate / 100 for price in range(100)]
+
+
+# oversized-result: everything is fetched to use a little.
+
+
+def oversized_result_mistake(shop: Shop) -> list[int]:
+    """Show the twenty latest items, out of all that were ever sold."""
+    with Session(shop.engine) as session:
+        items = session.scalars(select(Item).order_by(Item.id.desc())).all()
+        return [item.id for item in items[:20]]
+
+
+def oversized_result_repair(shop: Shop) -> list[int]:
+    """Let the database take the first twenty."""
+    with Session(shop.engine) as session:
+        items = session.scalars(select(Item).order_by(Item.id.desc()).limit(20)).all()
+        return [item.id for item in items]
+
+
+# slow-query: the database has to do far more than the answer needs.
+
+PRIZE = 6_000
+
+
+def slow_query_mistake(shop: Shop) -> int:
+    """Find the 6,000th order by counting, for each order, how many came before it."""
+    earlier = aliased(Order)
+    before = select(func.count()).where(earlier.placed_at < Order.placed_at).scalar_subquery()
+    with Session(shop.engine) as session:
+        return session.scalars(select(Order.id).where(before == PRIZE - 1).limit(1)).one()
+
+
+def slow_query_repair(shop: Shop) -> int:
+    """Number the orders in one pass."""
+    number = func.row_number().over(order_by=Order.placed_at)
+    numbered = select(Order.id, number.label("number")).subquery()
+    with Session(shop.engine) as session:
+        found: int = session.scalars(select(numbered.c.id).where(numbered.c.number == PRIZE)).one()
+        return found
+
+
+# long-transaction: locks and snapshot are held while somebody else is asked.
+
+
+def charge(order: int) -> str:
+    """Stand for the payment provider, who takes his time."""
+    time.sleep(1.1)
+    return f"receipt {order}"
+
+
+def long_transaction_mistake(shop: Shop) -> str:
+    """Pay an order, and wait for the provider in the middle of the transaction."""
+    with Session(shop.engine) as session:
+        order = session.get_one(Order, 7)
+        receipt = charge(order.id)
+        order.status = "paid"
+        session.commit()
+    return receipt
+
+
+def long_transaction_repair(shop: Shop) -> str:
+    """Wait first, then open the transaction."""
+    receipt = charge(7)
+    with Session(shop.engine) as session:
+        session.get_one(Order, 7).status = "paid"
+        session.commit()
+    return receipt
+
+
+# pool-wait: connections are kept for work that needs none, and others stand in the queue.
+
+
+def count_customers(session: Session, country: str) -> int:
+    """Count the customers of a country."""
+    return session.scalars(select(func.count()).where(Customer.country == country)).one()
+
+
+def print_report(country: str, customers: int) -> str:
+    """Stand for the slow part of a report, which needs no database."""
+    time.sleep(0.15)
+    return f"{country}: {customers}"
+
+
+def in_threads(report: Callable[[str], str]) -> list[str]:
+    """Make the report of each country in a thread of its own, all at once."""
+    with ThreadPoolExecutor(len(COUNTRIES)) as threads:
+        # A thread starts without the context of the one that asks: copying it takes the scope along.
+        tasks = [threads.submit(contextvars.copy_context().run, report, country) for country in COUNTRIES]
+        return [task.result() for task in tasks]
+
+
+def pool_wait_mistake(shop: Shop) -> list[str]:
+    """Hold the connection until the report is printed; two of five get one, three wait."""
+
+    def report(country: str) -> str:
+        with Session(shop.small_pool) as session:
+            return print_report(country, count_customers(session, country))
+
+    return in_threads(report)
+
+
+def pool_wait_repair(shop: Shop) -> list[str]:
+    """Give the connection back before the slow part."""
+
+    def report(country: str) -> str:
+        with Session(shop.small_pool) as session:
+            customers = count_customers(session, country)
+        return print_report(country, customers)
+
+    return in_threads(report)
+
+
+SCENARIOS = [
+    Scenario("n-plus-one", "one level", n_plus_one_mistake, n_plus_one_repair),
+    Scenario("n-plus-one", "three levels", nested_mistake, nested_repair, findings=3),
+    Scenario("n-plus-one", "asyncio", async_mistake, async_repair, is_async=True),
+    Scenario("query-in-loop", "session.get", query_in_loop_mistake, query_in_loop_repair),
+    Scenario("repeated-query", "tax rate", repeated_query_mistake, repeated_query_repair),
+    Scenario("oversized-result", "all items", oversized_result_mistake, oversized_result_repair),
+    Scenario("slow-query", "prize", slow_query_mistake, slow_query_repair),
+    Scenario(
+        "long-transaction",
+        "payment",
+        long_transaction_mistake,
+        long_transaction_repair,
+        note="the provider takes as long as before, but no lock and no connection is held meanwhile",
+    ),
+    Scenario("pool-wait", "reports", pool_wait_mistake, pool_wait_repair),
+]
+"""Every mistake with its repair."""

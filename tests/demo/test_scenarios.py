@@ -1,0 +1,71 @@
+"""The demo's mistakes on PostgreSQL: each is found where it is, and its repair is not found fault with."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import create_engine, inspect, make_url, text
+
+from sqla_watch.cli.database import open_shop
+from sqla_watch.cli.demo import Pair, play
+from sqla_watch.demo import scenarios
+from sqla_watch.demo.scenarios import SCENARIOS
+from sqla_watch.detectors import RULES
+
+
+@pytest.fixture(scope="module")
+def own_database(database_url: str) -> Iterator[str]:
+    """A database of the demo's own: other tests have tables of the same names."""
+    url = make_url(database_url).set(drivername="postgresql+psycopg")
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS sqla_watch_demo"))
+        connection.execute(text("CREATE DATABASE sqla_watch_demo"))
+    yield url.set(database="sqla_watch_demo").render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.execute(text("DROP DATABASE sqla_watch_demo"))
+    server.dispose()
+
+
+@pytest.fixture(scope="module")
+def pairs(own_database: str) -> dict[str, Pair]:
+    """The whole demo, run once."""
+    with warnings.catch_warnings():  # the demo collects garbage: what other tests have left open is not its own
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    with open_shop(own_database) as shop:
+        played = play(shop)
+    engine = create_engine(own_database)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    return {pair.scenario.name: pair for pair in played}
+
+
+@pytest.mark.parametrize("name", [scenario.name for scenario in SCENARIOS])
+def test_the_mistake_is_found_where_it_is_and_the_repair_is_silent(pairs: dict[str, Pair], name: str) -> None:
+    pair = pairs[name]
+    assert list(pair.complaints()) == []
+    for finding in pair.mistake.findings:
+        assert finding.location is not None
+        assert finding.location.file == scenarios.__file__
+    assert pair.repair.statements <= pair.mistake.statements
+    assert pair.repair.rows <= pair.mistake.rows
+
+
+def test_every_rule_has_a_scenario() -> None:
+    assert {scenario.rule for scenario in SCENARIOS} == set(RULES)
+
+
+def test_the_suggestions_are_what_the_repairs_do(pairs: dict[str, Pair]) -> None:
+    nested = {finding.target: finding.suggestion for finding in pairs["n-plus-one, three levels"].mistake.findings}
+    assert (
+        ".options(selectinload(Customer.orders).selectinload(Order.items).joinedload(Item.product))"
+        in (nested["Item.product"])
+    )
+    (asynchronous,) = pairs["n-plus-one, asyncio"].mistake.findings
+    assert ".options(joinedload(Order.customer))" in asynchronous.suggestion
+    (loop,) = pairs["query-in-loop, session.get"].mistake.findings
+    assert "customers.c.id.in_(values)" in loop.suggestion

@@ -1,0 +1,199 @@
+"""pool-wait: waiting for a connection is found where it waited; opening one, or getting one at once, is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, event, select
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+import sqla_watch
+from sqla_watch import Finding, PoolWaitWarning, Settings
+from sqla_watch.demo.models import Order
+from tests.support import connection_held_elsewhere, found, in_event_loop, line_of, only, place, watched_async_engine
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")
+
+both_drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+
+
+@pytest.fixture
+def engine(shop_url: str):  # type: ignore[no-untyped-def]
+    """A watched engine with one connection, which is open already."""
+    engine = create_engine(shop_url, pool_size=1, max_overflow=0, pool_timeout=0.15)
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+    engine.connect().close()
+    yield engine
+    engine.dispose()
+
+
+def assert_waited(finding: Finding, *, line: int, at_least: float, timed_out: int = 0) -> None:
+    assert finding.rule == "pool-wait"
+    assert finding.severity == "high"
+    assert place(finding) == (__file__, line)
+    assert at_least <= finding.evidence["wait_seconds"] < at_least + 0.5  # type: ignore[operator]
+    assert finding.evidence["total_wait_seconds"] == finding.evidence["wait_seconds"]
+    assert finding.evidence["waits"] == 1
+    assert finding.evidence["timed_out"] == timed_out
+    assert finding.evidence["pool_size"] == 1
+    assert finding.evidence["max_overflow"] == 0
+    assert "all 1 of the pool were taken" in finding.message
+    assert "pool_size=1, max_overflow=0" in finding.suggestion
+
+
+def test_a_connection_that_has_to_wait_is_found_at_its_line(engine: Engine) -> None:
+    with connection_held_elsewhere(engine, 0.12), sqla_watch.scope("core") as scope:
+        connection = engine.connect()  # waits for a connection
+        connection.execute(select(Order.id).limit(1))
+        connection.close()
+    assert_waited(only(scope), line=line_of("waits for a connection"), at_least=0.11)
+    assert scope.wait_seconds == pytest.approx(only(scope).evidence["wait_seconds"], abs=1e-5)
+
+
+def test_a_session_waits_where_it_sends_its_first_statement(engine: Engine) -> None:
+    with connection_held_elsewhere(engine, 0.12), sqla_watch.scope("orm") as scope, Session(engine) as session:
+        session.get(Order, 1)  # waits in a session
+        session.get(Order, 2)
+    assert_waited(only(scope), line=line_of("waits in a session"), at_least=0.11)
+    assert scope.connections == 1
+
+
+@both_drivers
+@in_event_loop
+async def test_async_a_task_that_has_to_wait_is_found(shop_url: str, driver: str) -> None:
+    async with watched_async_engine(shop_url, driver, pool_size=1, max_overflow=0) as engine:
+        taken = asyncio.Event()
+
+        async def hold() -> None:
+            async with engine.connect():
+                taken.set()
+                await asyncio.sleep(0.12)
+
+        async def wait() -> None:
+            async with AsyncSession(engine) as session:
+                await session.get(Order, 1)  # waits in a task
+
+        with sqla_watch.scope("tasks") as scope:
+            holder = asyncio.create_task(hold())
+            await taken.wait()
+            await wait()
+            await holder
+    assert_waited(only(scope), line=line_of("waits in a task"), at_least=0.11)
+
+
+@both_drivers
+@in_event_loop
+async def test_async_a_wait_for_a_connection_of_the_engine_is_found(shop_url: str, driver: str) -> None:
+    async with watched_async_engine(shop_url, driver, pool_size=1, max_overflow=0) as engine:
+
+        async def use() -> None:
+            async with engine.connect():  # waits in one of two
+                await asyncio.sleep(0.12)
+
+        with sqla_watch.scope("gather") as scope:
+            await asyncio.gather(use(), use())
+    assert_waited(only(scope), line=line_of("waits in one of two"), at_least=0.11)
+
+
+def test_a_wait_that_ends_with_nothing_counts_most_of_all(engine: Engine) -> None:
+    limit = pytest.raises(PoolTimeout, match="QueuePool limit of size 1 overflow 0 reached")
+    with connection_held_elsewhere(engine, 0.3), sqla_watch.scope("timeout") as scope, limit:
+        engine.connect()  # gets none
+    finding = only(scope)
+    assert_waited(finding, line=line_of("gets none"), at_least=0.15, timed_out=1)
+    assert "and got none" in finding.message
+    assert scope.connections == 0
+
+
+@both_drivers
+@in_event_loop
+async def test_async_a_wait_that_ends_with_nothing_is_found(shop_url: str, driver: str) -> None:
+    async with watched_async_engine(shop_url, driver, pool_size=1, max_overflow=0, pool_timeout=0.12) as engine:
+        with sqla_watch.scope("async timeout") as scope:
+            async with engine.connect():
+                with pytest.raises(PoolTimeout):
+                    await engine.connect()  # gets none of one
+    assert_waited(only(scope), line=line_of("gets none of one"), at_least=0.12, timed_out=1)
+
+
+def test_several_waits_of_one_line_are_one_finding(engine: Engine) -> None:
+    with sqla_watch.scope("several") as scope:
+        for seconds in (0.11, 0.14):
+            with connection_held_elsewhere(engine, seconds), engine.connect():
+                pass
+    finding = only(scope)
+    assert finding.evidence["waits"] == 2
+    assert 0.13 < finding.evidence["wait_seconds"] < 0.6  # type: ignore[operator]
+    assert 0.23 < finding.evidence["total_wait_seconds"] < 1.0  # type: ignore[operator]
+
+
+def test_without_any_scope_the_warning_comes_when_the_connection_goes_back(engine: Engine) -> None:
+    with connection_held_elsewhere(engine, 0.12), pytest.warns(PoolWaitWarning) as warned, engine.connect():  # no scope
+        pass
+    (warning,) = warned
+    assert (warning.filename, warning.lineno) == (__file__, line_of("no scope"))
+
+
+def test_without_any_scope_a_timeout_warns_at_once(engine: Engine) -> None:
+    warns = pytest.warns(PoolWaitWarning, match="got none")
+    with connection_held_elsewhere(engine, 0.3), warns as warned, pytest.raises(PoolTimeout):
+        engine.connect()  # no scope and no connection
+    (warning,) = warned
+    assert (warning.filename, warning.lineno) == (__file__, line_of("no scope and no connection"))
+
+
+# Good code
+
+
+def test_a_pool_with_a_connection_left_does_not_wait(engine: Engine) -> None:
+    with sqla_watch.scope("free") as scope:
+        for _ in range(3):
+            with engine.connect() as connection:
+                connection.execute(select(Order.id).limit(1))
+    assert scope.wait_seconds == 0
+    assert found(scope) == []
+
+
+def test_a_short_wait_is_counted_and_not_found(engine: Engine) -> None:
+    with connection_held_elsewhere(engine, 0.04), sqla_watch.scope("short") as scope, engine.connect():
+        pass
+    assert 0.03 < scope.wait_seconds < 0.09
+    assert found(scope) == []
+
+
+def test_a_connection_that_is_slow_to_open_is_no_wait(shop_url: str) -> None:
+    engine = create_engine(shop_url)
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+
+    @event.listens_for(engine, "do_connect")
+    def slow_network(*arguments: object) -> None:
+        time.sleep(0.12)
+
+    with sqla_watch.scope("open") as scope, engine.connect() as connection:
+        connection.execute(select(Order.id).limit(1))
+    engine.dispose()
+    assert scope.wait_seconds < 0.02
+    assert found(scope) == []
+
+
+def test_a_null_pool_never_waits(shop_url: str) -> None:
+    engine = create_engine(shop_url, poolclass=NullPool)
+    sqla_watch.install(engine, settings=Settings(profile="test", rules={"pool-wait": {"min_seconds": 0.005}}))
+    with sqla_watch.scope("null pool") as scope:
+        for _ in range(3):
+            with engine.connect() as connection:
+                connection.execute(select(Order.id).limit(1))
+    assert scope.connections == 3
+    assert scope.wait_seconds == 0
+    assert found(scope) == []
+
+
+def test_holding_a_connection_for_long_is_no_wait_of_its_own(engine: Engine) -> None:
+    with sqla_watch.scope("holds") as scope, engine.connect() as connection:
+        connection.execute(select(Order.id).limit(1))
+        time.sleep(0.12)
+    assert found(scope) == []
