@@ -42,6 +42,9 @@ _STANDARD_LIBRARY = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")} | {os.path.dirname(os.__file__) + os.sep}
 )
 
+_SCRIPTS = tuple({sysconfig.get_path("scripts") + os.sep, os.path.dirname(sys.executable) + os.sep})
+"""Where installed commands are: they only start what somebody wrote."""
+
 _MOST_FILES = 20_000
 
 
@@ -86,7 +89,7 @@ class _UserCode:
             if found:
                 package = inside.split(os.sep, 1)[0].removesuffix(".py")
                 return DATABASE if package in _DATABASE_PACKAGES else LIBRARY
-        if filename.startswith(_STANDARD_LIBRARY):
+        if filename.startswith(_STANDARD_LIBRARY) or filename.startswith(_SCRIPTS):
             return DATABASE
         return USER
 

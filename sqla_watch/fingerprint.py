@@ -73,7 +73,9 @@ _SOURCES = re.compile(
     rf"{_NAME})?\s*,\s*{_NAME}(?:\.{_NAME})*)*)",
     re.IGNORECASE,
 )
-_CALLED_SOURCE = re.compile(rf"(?:\bFROM|\bJOIN|,\s*LATERAL)\s+(?:LATERAL\s+)?{_NAME}(?:\.{_NAME})*\s*\(", re.IGNORECASE)
+_CALLED_SOURCE = re.compile(
+    rf"(?:\bFROM|\bJOIN|,\s*LATERAL)\s+(?:LATERAL\s+)?{_NAME}(?:\.{_NAME})*\s*\(", re.IGNORECASE
+)
 _WRITES_INSIDE = re.compile(r"\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
 _COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)

@@ -23,6 +23,11 @@ from sqla_watch.scopes import current
 CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml: pytest would import the package for it before coverage is there.
+    config.addinivalue_line("filterwarnings", "default::sqla_watch.SqlaWatchWarning")
+
+
 def pytest_report_header() -> str:
     return f"SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}"
 

@@ -32,6 +32,7 @@ def _own_configuration() -> Iterator[None]:
         ("/srv/app/.venv/lib/python3.11/site-packages/sqlalchemy/engine/base.py", DATABASE),
         ("/srv/app/.venv/lib/python3.11/site-packages/sqlmodel/orm/session.py", DATABASE),
         (os.path.join(sysconfig.get_path("stdlib"), "contextlib.py"), DATABASE),
+        (os.path.join(sysconfig.get_path("scripts"), "gunicorn"), DATABASE),
         ("<string>", DATABASE),
         ("<sqlalchemy generated init>", DATABASE),
         ("<frozen runpy>", DATABASE),

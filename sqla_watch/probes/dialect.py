@@ -19,7 +19,7 @@ from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
 from sqla_watch.probes.checkout import Checkout, OpenTransaction, checkout_of, next_transaction
 from sqla_watch.probes.door import Door
-from sqla_watch.probes.internals import describe_load, loads_entities, next_runid
+from sqla_watch.probes.internals import describe_load, loads_entities, orm
 from sqla_watch.probes.rows import count_rows
 from sqla_watch.scopes import DIGEST, current
 
@@ -98,7 +98,7 @@ def _execute(door: Door, original: Any) -> Any:
                     else:
                         values, fixed = fingerprint.hash_values(parameters)
                     if fingerprint.entities:
-                        runid = next_runid()
+                        runid = orm.next_runid()
                         options = context.execution_options.get("_sa_orm_load_options")
                         if options is not None:
                             load = describe_load(context, options)

@@ -13,9 +13,6 @@ from types import CodeType
 from typing import Any
 
 from sqlalchemy.engine import cursor as _cursor
-from sqlalchemy.orm import context as _context
-from sqlalchemy.orm import loading as _loading
-from sqlalchemy.orm import strategies as _strategies
 
 from sqla_watch.facts import Load, LoadKind, Relationship
 
@@ -25,38 +22,57 @@ RECORD_KEY = "_sqla_watch"
 DEFAULT_FETCH: Any = getattr(_cursor, "_DEFAULT_FETCH", None)
 """How a plain cursor is fetched; None where the name is gone, and rows of such cursors are not counted."""
 
-_ORM_COMPILE_STATE: Any = getattr(_context, "_ORMCompileState", None) or getattr(_context, "ORMCompileState", None)
-
-_IMMEDIATE_LOADER: Any = getattr(_strategies, "_ImmediateLoader", None) or getattr(_strategies, "ImmediateLoader", None)
-_IMMEDIATE_CODE: CodeType | None = getattr(getattr(_IMMEDIATE_LOADER, "_load_for_path", None), "__code__", None)
-
 _MOST_RELATIONSHIPS = 2_000
 _relationships: dict[Any, Relationship] = {}
 
 
-def _runid_counter() -> Callable[[], int]:
-    """Return the counter which numbers ORM loads: each loaded object carries the number of its load.
+class _Orm:
+    """What is used of `sqlalchemy.orm`, which an application without the ORM does not import, and neither do we."""
 
-    The counter inside of SQLAlchemy's function is ten times as fast as the function, which takes a lock.
-    """
-    function: Any = getattr(_loading, "_new_runid", None)
+    def __init__(self) -> None:
+        self._known = False
+        self.compile_state: type | None = None
+        """Class of an ORM SELECT's compile state."""
+        self.immediate_code: CodeType | None = None
+        """Code of the loader behind `immediateload`."""
+        self.next_runid: Callable[[], int] = itertools.count(1).__next__
+        """Gives the number which each object loaded from now on carries."""
+
+    def look(self) -> None:
+        """Look the names up, once the application has imported the ORM."""
+        context: Any = sys.modules.get("sqlalchemy.orm.context")
+        loading: Any = sys.modules.get("sqlalchemy.orm.loading")
+        strategies: Any = sys.modules.get("sqlalchemy.orm.strategies")
+        if self._known or context is None or loading is None or strategies is None:
+            return
+        self._known = True
+        # The names with an underscore are those of 2.1.
+        self.compile_state = getattr(context, "_ORMCompileState", None) or getattr(context, "ORMCompileState", None)
+        immediate = getattr(strategies, "_ImmediateLoader", None) or getattr(strategies, "ImmediateLoader", None)
+        self.immediate_code = getattr(getattr(immediate, "_load_for_path", None), "__code__", None)
+        self.next_runid = _counter_of(getattr(loading, "_new_runid", None)) or self.next_runid
+
+
+def _counter_of(function: Any) -> Callable[[], int] | None:
+    """Return the counter inside of SQLAlchemy's function, which is ten times as fast because it takes no lock."""
     if function is None:
-        return itertools.count(1).__next__
+        return None
     try:
         cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-        counter = cells["counter"].cell_contents.__next__
+        counter: Callable[[], int] = cells["counter"].cell_contents.__next__
     except (AttributeError, KeyError, TypeError, ValueError):
         counter = function
-    return counter  # type: ignore[no-any-return]
+    return counter
 
 
-next_runid: Callable[[], int] = _runid_counter()
+orm = _Orm()
 
 
 def loads_entities(compiled: Any) -> bool:
     """Whether a compiled statement is an ORM SELECT, whose result makes or refreshes objects."""
+    orm.look()
     state = getattr(compiled, "compile_state", None)
-    return _ORM_COMPILE_STATE is not None and isinstance(state, _ORM_COMPILE_STATE)
+    return orm.compile_state is not None and isinstance(state, orm.compile_state)
 
 
 def describe_load(context: Any, options: Any) -> Load | None:
@@ -121,7 +137,7 @@ def _immediately() -> bool:
     for _ in range(16):
         if frame is None:
             return False
-        if frame.f_code is _IMMEDIATE_CODE:
+        if frame.f_code is orm.immediate_code:
             return True
         frame = frame.f_back
     return False

@@ -143,8 +143,8 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         return
     checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
     _out[id(record)] = ref(record), ref(pool)
-    if wait < SHORTEST_WAIT:
-        wait = 0
+    if wait < SHORTEST_WAIT or getattr(pool, "_max_overflow", -1) < 0:
+        wait = 0  # its own work, or a pool without a limit which the scheduler has held up
     elif site is None:  # somebody was faster
         site = call_site(sys._getframe(2))
     fact = _wait(pool, started, wait, site, timed_out=False)

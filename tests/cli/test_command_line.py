@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
+
+from sqla_watch.cli.program import Program, ProgramError
 
 
 @pytest.mark.parametrize(
@@ -51,10 +56,20 @@ def test_a_wrong_setting_is_named_with_its_source(command, tmp_path, monkeypatch
         ("_struct", "the module '_struct' is not written in Python, and cannot be run"),
     ],
 )
-def test_a_module_that_cannot_be_run_is_named_and_has_no_report(workshop, module, says):
+def test_a_module_that_cannot_be_run_is_named(workshop, monkeypatch, module, says):
     workshop.write("package/__init__.py", "")
-    run = workshop.sqla_watch("run", "-m", module)
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"Error: {says}\n")
+    monkeypatch.chdir(workshop.folder)
+    monkeypatch.setattr(sys, "argv", [""])
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.delitem(sys.modules, "package", raising=False)
+    with pytest.raises(ProgramError, match=f"^{re.escape(says)}$"):
+        Program(module, is_module=True).run()
+    sys.modules.pop("package", None)
+
+
+def test_a_module_that_cannot_be_run_has_no_report(workshop):
+    run = workshop.sqla_watch("run", "-m", "nowhere")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", "Error: there is no module 'nowhere'\n")
 
 
 def test_a_package_that_lacks_something_else_fails_as_it_does_without_us(workshop):
