@@ -58,8 +58,8 @@ class _UserCode:
 
     def configure(self, user: Iterable[str] = (), library: Iterable[str] = ()) -> None:
         """Add path prefixes or package names which are, or are not, the user's own code."""
-        self._user = tuple(user)
-        self._library = tuple(library)
+        self._user = tuple(_place(name) for name in user)
+        self._library = tuple(_place(name) for name in library)
         self.kinds.clear()
 
     def kind(self, filename: str) -> int:
@@ -78,9 +78,9 @@ class _UserCode:
     def _classify(self, filename: str) -> int:
         if filename.startswith("<"):
             return USER if filename.startswith(_TYPED_IN) else DATABASE
-        if any(_under(filename, prefix) for prefix in self._user):
+        if any(_under(filename, place) for place in self._user):
             return USER
-        if any(_under(filename, prefix) for prefix in self._library):
+        if any(_under(filename, place) for place in self._library):
             return LIBRARY
         if filename.startswith(_PACKAGE):
             return USER if filename.startswith(_DEMO) else DATABASE
@@ -94,13 +94,18 @@ class _UserCode:
         return USER
 
 
-def _under(filename: str, prefix: str) -> bool:
-    """Whether a file lies under a path prefix, or in a package of that name."""
-    if os.sep in prefix or prefix.startswith("."):
-        return filename.startswith(os.path.abspath(prefix))
-    return f"{os.sep}{prefix.replace('.', os.sep)}{os.sep}" in filename or filename.endswith(
-        f"{os.sep}{prefix.replace('.', os.sep)}.py"
-    )
+def _place(name: str) -> str:
+    """Return a folder or file as an absolute path, and a package as the end of one, both without a last separator."""
+    if os.sep in name or name.startswith("."):
+        return os.path.abspath(name)
+    return name.replace(".", os.sep)
+
+
+def _under(filename: str, place: str) -> bool:
+    """Whether a file is, or lies under, a path; or belongs to a package of that name."""
+    if os.path.isabs(place):
+        return filename == place or filename.startswith(place + os.sep)
+    return f"{os.sep}{place}{os.sep}" in filename or filename.endswith(f"{os.sep}{place}.py")
 
 
 user_code: Final = _UserCode()

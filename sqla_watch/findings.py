@@ -94,8 +94,8 @@ class RelatedLocation:
 class Finding:
     """One mistake.
 
-    Its message is a sentence without times, so that the same mistake reads the same every time; times and
-    counts are in `evidence`, whose keys carry their units.
+    Its message is a sentence, in which seconds are rounded to tenths so that the same mistake mostly reads the
+    same; the numbers themselves are in `evidence`, whose keys carry their units.
     """
 
     rule: str

@@ -34,6 +34,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 DIGEST = 1_024
 """Facts that a scope keeps before it adds them up: about 300 kB."""
 
+MOST_FINDINGS = 1_000
+"""Findings of scopes inside of it that a scope keeps; they have been reported before, by their own scope."""
+
 current: ContextVar[Scope | None] = ContextVar("sqla_watch_scope", default=None)
 """The innermost scope; read for each statement (10 ns)."""
 
@@ -82,9 +85,9 @@ class Scope:
         """What was found, worst first; of an open scope, what would be found if it closed now."""
         if self.closed:
             return list(self._findings)
-        from sqla_watch.detectors import judge
+        from sqla_watch.detectors import judge, worst_first
 
-        return [*self._findings, *judge(self.record, self.settings)]
+        return worst_first([*self._findings, *judge(self.record, self.settings)])
 
     @property
     def statements(self) -> int:
@@ -160,7 +163,7 @@ class Scope:
 
     def close(self) -> list[Finding]:
         """Close the scope: judge, hand numbers and findings to the scope around it. Returns its own findings."""
-        from sqla_watch.detectors import judge
+        from sqla_watch.detectors import judge, worst_first
 
         if self.closed:
             return []
@@ -169,7 +172,7 @@ class Scope:
         found = judge(record, self.settings)
         with self._lock:
             self.closed = True
-            self._findings = sorted([*self._findings, *found], key=lambda finding: str(finding.severity) != "high")
+            self._findings = worst_first([*self._findings, *found])
         if self.parent is not None and not self.parent.closed:
             self.parent.add_inner(record, found)
         record.forget()
@@ -180,7 +183,9 @@ class Scope:
         own = self.record
         with self._lock:
             own.add_totals(record)
-            self._findings.extend(findings)
+            room = max(0, MOST_FINDINGS - len(self._findings))
+            self._findings.extend(findings[:room])
+            own.dropped += len(findings[room:])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scope as the JSON report has it (schema version 1)."""

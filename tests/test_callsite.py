@@ -53,6 +53,18 @@ def test_settings_add_and_remove_packages_and_folders(tmp_path: Path) -> None:
     assert (user_code.kind(packaged), user_code.kind(vendored)) == (USER, LIBRARY)
 
 
+def test_a_prefix_ends_at_a_folder_and_is_where_it_was_when_it_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    user_code.configure(user=["/venv/site-packages/shop/"], library=["./vendored"])
+    monkeypatch.chdir("/")
+    assert user_code.kind("/venv/site-packages/shop/views.py") == USER
+    assert user_code.kind("/venv/site-packages/shop_plugin/views.py") == LIBRARY
+    assert user_code.kind(str(tmp_path / "vendored" / "x.py")) == LIBRARY
+    assert user_code.kind(str(tmp_path / "vendored_by_us.py")) == USER
+
+
 def run_as(filename: str, source: str, **names: object) -> dict[str, object]:
     namespace: dict[str, object] = dict(names)
     exec(compile(source, filename, "exec"), namespace)

@@ -168,14 +168,14 @@ def repeated_query_repair(shop: Shop) -> list[Decimal]:
 def oversized_result_mistake(shop: Shop) -> list[int]:
     """Show the twenty latest items, out of all that were ever sold."""
     with Session(shop.engine) as session:
-        items = session.scalars(select(Item).order_by(Item.id.desc())).all()
+        items = session.execute(select(Item.id, Item.order_id).order_by(Item.id.desc())).all()
         return [item.id for item in items[:20]]
 
 
 def oversized_result_repair(shop: Shop) -> list[int]:
     """Let the database take the first twenty."""
     with Session(shop.engine) as session:
-        items = session.scalars(select(Item).order_by(Item.id.desc()).limit(20)).all()
+        items = session.execute(select(Item.id, Item.order_id).order_by(Item.id.desc()).limit(20)).all()
         return [item.id for item in items]
 
 

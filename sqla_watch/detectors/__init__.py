@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from sqla_watch.detectors._rule import Context, Rule, Threshold, judge
+from sqla_watch.detectors._rule import Context, Rule, Threshold, judge, worst_first
 
-__all__ = ["RULES", "Context", "Rule", "Threshold", "judge"]
+__all__ = ["RULES", "Context", "Rule", "Threshold", "judge", "worst_first"]
 
 
 def _discover() -> dict[str, Rule]:

@@ -127,8 +127,14 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
         except Exception:
             # A rule which fails must not take the others, or the application, with it.
             logger.exception("sqla_watch: rule %s failed; please report this", rule.id)
-    findings.sort(key=lambda finding: (_RANK[finding.severity], -finding.database_seconds, -finding.statements))
-    return findings
+    return worst_first(findings)
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings by severity, then by the time and the statements they cost."""
+    return sorted(
+        findings, key=lambda finding: (_RANK[finding.severity], -finding.database_seconds, -finding.statements)
+    )
 
 
 def _in_order(rules: Mapping[str, Rule]) -> list[Rule]:

@@ -35,9 +35,17 @@ def report(finding: Finding) -> None:
     )
 
 
+_names: dict[str, str] = {}
+"""Names of the modules that were made from files, as they were found."""
+
+
 def _module(file: str) -> Any:
     """Return the module that was made from a file, for filters by module and for showing a place only once."""
-    for module in list(sys.modules.values()):
+    known = sys.modules.get(_names.get(file, ""))
+    if getattr(known, "__file__", None) == file:
+        return known
+    for name, module in list(sys.modules.items()):
         if getattr(module, "__file__", None) == file:
+            _names[file] = name
             return module
     return None

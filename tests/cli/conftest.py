@@ -81,12 +81,13 @@ class Workshop:
         return self._start([sys.executable, "-m", "sqla_watch", *arguments], **options)
 
     def _start(
-        self, command: list[str], *, environment: dict[str, str] | None = None, errors: int = subprocess.PIPE
+        self, command: list[str], *, environment: dict[str, str | None] | None = None, errors: int = subprocess.PIPE
     ) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, **self._variables, **(environment or {})}
         return subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, **self._variables, **(environment or {})},
+            env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
