@@ -116,11 +116,12 @@ def test_threads_and_callbacks_of_its_end_come_before_the_report(workshop):
         """
         import atexit, os, sys, threading, time
         atexit.register(print, "callback")
-        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
         print("main")
+        sys.stdout.flush()
         if os.fork() == 0:  # a child which ends by itself has no report
             sys.exit()
         os.wait()
+        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
         """,
     )
     together = workshop.sqla_watch("run", "late.py", errors=subprocess.STDOUT)
