@@ -25,17 +25,22 @@ class PoolWait(Rule):
 
     ## Example
     ```python
-    with engine.connect() as first, engine.connect() as second:
-        with ThreadPoolExecutor() as executor:
-            executor.submit(load_orders)  # waits for first or second to be returned
+    def report(number):
+        with engine.connect() as connection:  # the pool has one connection
+            connection.execute(text("SELECT pg_sleep(0.15)"))
+
+    with ThreadPoolExecutor(3) as executor:
+        list(executor.map(report, range(3)))
     ```
 
     ## Use instead
     ```python
-    with engine.connect() as first:
-        ...
-    with ThreadPoolExecutor() as executor:
-        executor.submit(load_orders)
+    def report(number):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_sleep(0.15)"))
+
+    with ThreadPoolExecutor(1) as executor:  # no more at once than the pool has
+        list(executor.map(report, range(3)))
     ```
 
     ## Thresholds

@@ -26,12 +26,12 @@ class RepeatedQuery(Rule):
     ## Example
     ```python
     for order in orders:
-        rate = session.scalar(select(Rate.value).where(Rate.country == "CH"))
+        rate = session.scalar(select(Rate.percent).where(Rate.country == "CH"))
     ```
 
     ## Use instead
     ```python
-    rate = session.scalar(select(Rate.value).where(Rate.country == "CH"))
+    rate = session.scalar(select(Rate.percent).where(Rate.country == "CH"))
     for order in orders:
         ...
     ```

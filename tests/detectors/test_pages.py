@@ -1,0 +1,89 @@
+"""Every rule's page is complete, and its examples are true: the first is found, the repaired one is silent."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import sqlalchemy.orm
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+import sqla_watch
+from sqla_watch import Finding, Scope, Settings
+from sqla_watch.demo import models
+from sqla_watch.detectors import RULES
+
+SECTIONS = ["What it sees", "Why it costs", "Example", "Use instead", "Thresholds", "How to silence it", "Limits"]
+
+# The shop of the tests is small: thresholds of size are lowered to it.
+SMALLER: dict[str, dict[str, Any]] = {"oversized-result": {"min_rows": 400}}
+
+
+def sections_of(rule: str) -> dict[str, str]:
+    page = inspect.getdoc(type(RULES[rule])) or ""
+    parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def code_of(section: str) -> str:
+    match = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert match, "the section has no code"
+    return match[1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_page_has_its_sections_in_order(rule: str) -> None:
+    assert list(sections_of(rule)) == SECTIONS
+    assert RULES[rule].guide
+    assert all(f"`{name}`" in sections_of(rule)["Thresholds"] for name in RULES[rule].thresholds)
+    assert f'ignore("{rule}"' in sections_of(rule)["How to silence it"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("section", ["Example", "Use instead"])
+@pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")
+def test_the_examples_are_true(rule: str, section: str, shop_url: str, tmp_path: Path) -> None:
+    engine = create_engine(shop_url, pool_size=1, max_overflow=0)
+    seen: list[Scope] = []
+    watch = sqla_watch.install(engine, settings=Settings(profile="test", rules=SMALLER))
+    watch.reporters.append(seen.append)
+    source = tmp_path / "example.py"
+    source.write_text(
+        f"def example():\n{textwrap.indent(code_of(sections_of(rule)[section]), '    ')}", encoding="utf-8"
+    )
+    names = names_for(engine)
+    exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), names)
+    with names["session"]:
+        names["example"]()
+    engine.dispose()
+    found = [finding for scope in seen for finding in scope.findings]
+    expected = [rule] if section == "Example" else []
+    assert sorted({finding.rule for finding in found}) == expected
+    assert all(points_into(finding, source) for finding in found)
+
+
+def points_into(finding: Finding, source: Path) -> bool:
+    return finding.location is not None and finding.location.file == str(source)
+
+
+def names_for(engine: Engine) -> dict[str, Any]:
+    """What an example may use: SQLAlchemy's names, the shop's classes, and things at hand in an application."""
+    return {
+        **{name: getattr(sqlalchemy, name) for name in ("select", "text", "func")},
+        **{name: getattr(sqlalchemy.orm, name) for name in ("Session", "joinedload", "selectinload")},
+        **{name: getattr(models, name) for name in ("Customer", "Order", "Item", "Product", "Rate")},
+        "ThreadPoolExecutor": ThreadPoolExecutor,
+        "time": time,
+        "engine": engine,
+        "session": Session(engine),
+        "customer_ids": list(range(1, 11)),
+        "orders": list(range(10)),
+    }
