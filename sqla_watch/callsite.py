@@ -24,6 +24,8 @@ __all__ = ["call_site", "locate", "location_of", "user_code"]
 DATABASE: Final = 0
 LIBRARY: Final = 1
 USER: Final = 2
+EVENT_LOOP: Final = 3
+"""Below these frames is whoever started the event loop, and not who wrote the task."""
 
 _DATABASE_PACKAGES = (
     "sqlalchemy", "greenlet", "psycopg", "psycopg_pool", "psycopg2", "asyncpg", "aiosqlite", "pg8000",
@@ -45,6 +47,8 @@ _STANDARD_LIBRARY = tuple(
 _SCRIPTS = tuple({sysconfig.get_path("scripts") + os.sep, os.path.dirname(sys.executable) + os.sep})
 """Where installed commands are: they only start what somebody wrote."""
 
+_EVENT_LOOP = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
+
 _MOST_FILES = 20_000
 
 
@@ -63,7 +67,7 @@ class _UserCode:
         self.kinds.clear()
 
     def kind(self, filename: str) -> int:
-        """Return DATABASE, LIBRARY or USER for the file of a code object."""
+        """Return DATABASE, LIBRARY, USER or EVENT_LOOP for the file of a code object."""
         found = self.kinds.get(filename)
         if found is None:
             if len(self.kinds) >= _MOST_FILES:
@@ -84,11 +88,12 @@ class _UserCode:
             return LIBRARY
         if filename.startswith(_PACKAGE):
             return USER if filename.startswith(_DEMO) else DATABASE
-        for root in (_SHARED_ROOT, _SYSTEM_ROOT):
-            _, found, inside = filename.rpartition(root)
-            if found:
-                package = inside.split(os.sep, 1)[0].removesuffix(".py")
-                return DATABASE if package in _DATABASE_PACKAGES else LIBRARY
+        _, installed = _installed(filename)
+        if installed:
+            package = installed.split(os.sep, 1)[0].removesuffix(".py")
+            return DATABASE if package in _DATABASE_PACKAGES else LIBRARY
+        if filename.startswith(_STANDARD_LIBRARY) and filename.endswith(_EVENT_LOOP):
+            return EVENT_LOOP
         if filename.startswith(_STANDARD_LIBRARY) or filename.startswith(_SCRIPTS):
             return DATABASE
         return USER
@@ -102,10 +107,27 @@ def _place(name: str) -> str:
 
 
 def _under(filename: str, place: str) -> bool:
-    """Whether a file is, or lies under, a path; or belongs to a package of that name."""
+    """Whether a file is, or lies under, a path; or belongs to a package of that name.
+
+    What is installed in an environment inside of a folder is not the folder's: `.venv` mostly lies in the project.
+    """
+    folder, installed = _installed(filename)
     if os.path.isabs(place):
+        if installed and not (place + os.sep).startswith(folder):
+            return False
         return filename == place or filename.startswith(place + os.sep)
+    if installed:
+        return installed.startswith(place + os.sep) or installed == f"{place}.py"
     return f"{os.sep}{place}{os.sep}" in filename or filename.endswith(f"{os.sep}{place}.py")
+
+
+def _installed(filename: str) -> tuple[str, str]:
+    """Split the path of an installed file behind its innermost site-packages; two empty strings for any other."""
+    for root in (_SHARED_ROOT, _SYSTEM_ROOT):
+        before, found, inside = filename.rpartition(root)
+        if found:
+            return before + found, inside
+    return "", ""
 
 
 user_code: Final = _UserCode()
@@ -161,7 +183,7 @@ def _locate_slowly(frame: FrameType | None) -> FrameType | None:
             return frame
         if kind == LIBRARY and library is None:
             library = frame
-        frame = frame.f_back
+        frame = None if kind == EVENT_LOOP else frame.f_back
 
 
 def call_site(frame: FrameType | None) -> CallSite | None:

@@ -151,6 +151,8 @@ class StatementGroup:
     ignores: tuple[Ignore, ...]
     count: int = 0
     errors: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    """SQLSTATEs, or exceptions' classes, of those that failed."""
     rows: int = 0
     most_rows: int = 0
     """Rows of the statement of this group which returned most."""
@@ -161,6 +163,12 @@ class StatementGroup:
     finished: int = 0
     streamed: bool = False
     """Its rows came in pieces."""
+    checkouts: int = 1
+    """Checkouts that its statements ran in: more than one where a helper gets a connection for each call."""
+    in_checkout: int = 0
+    """Statements in the checkout of the last one (lazy loads)."""
+    most_in_checkout: int = 0
+    last_checkout: int = 0
     overlapping: int = 0
     """Statements begun before the one before them had ended: they ran at once, not in a loop."""
     values: set[int] = field(default_factory=set)
@@ -174,6 +182,21 @@ class StatementGroup:
     entry: Any = None
     root_sites: dict[CallSite, int] = field(default_factory=dict)
     """Where those queries are, and how many of the parents each loaded."""
+
+    def merge(self, other: StatementGroup) -> None:
+        """Add the numbers of a group of the same statements in another checkout, but not its values."""
+        self.overlapping += other.started < self.finished
+        self.checkouts += other.checkouts
+        self.count += other.count
+        self.errors += other.errors
+        self.rows += other.rows
+        self.nanoseconds += other.nanoseconds
+        self.most_rows = max(self.most_rows, other.most_rows)
+        self.slowest = max(self.slowest, other.slowest)
+        self.finished = max(self.finished, other.finished)
+        self.streamed = self.streamed or other.streamed
+        for state, count in other.states.items():
+            self.states[state] = self.states.get(state, 0) + count
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +229,10 @@ class Transaction(NamedTuple):
 
     serial: int
     """Its number in this process; negative for a connection in autocommit, where none is open."""
+    checkout: int
+    """Serial number of its connection's checkout."""
+    wrote: bool
+    """Whether it sent anything but reads."""
     started: int
     finished: int
     outcome: str

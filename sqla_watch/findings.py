@@ -125,6 +125,11 @@ class Finding:
             return (self.rule, self.target, "", "")
         return (self.rule, self.target, location.file, location.function)
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The identity with line and statement: the same for the same mistake in one run of a program."""
+        return (*self.identity, str(self.location.line if self.location else 0), self.statement)
+
     def describe(self) -> str:
         """Return message, place and suggestion as a few lines of text."""
         place = f"{self.location} in {self.location.function}: " if self.location else ""

@@ -79,6 +79,7 @@ _CALLED_SOURCE = re.compile(
 _WRITES_INSIDE = re.compile(r"\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
 _COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)
+_SELECT = re.compile(r"\bSELECT\b", re.IGNORECASE)
 _LIMIT = re.compile(r"\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b", re.IGNORECASE)
 _ORDER = re.compile(r"\bORDER\s+BY\b", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bpg_(?:try_)?advisory", re.IGNORECASE)
@@ -118,6 +119,8 @@ class Fingerprint:
     """Takes row or advisory locks: asking again is not asking the same thing."""
     asks: bool = False
     """A plain SELECT from tables: asked again in one transaction, it has the same answer."""
+    key_column: str = ""
+    """The one column which it compares with a value by `=`; empty for none or several, or another shape."""
     expanding: bool = False
     """Has an IN list that SQLAlchemy expands."""
     walking: frozenset[str | int] = frozenset()
@@ -253,6 +256,7 @@ def read(text: str) -> Fingerprint:
         locks=structure.locks,
         may_write=structure.may_write,
         asks=not structure.may_write and structure.operation == "SELECT" and not structure.locks,
+        key_column=structure.key_column,
         expanding=expanding,
         walking=walking_names,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
@@ -270,6 +274,7 @@ class _Structure(NamedTuple):
     returns_rows: bool
     housekeeping: bool
     may_write: bool
+    key_column: str
     limited: bool
     ordered: bool
     locks: bool
@@ -294,6 +299,7 @@ def _structure(marked: str) -> _Structure:
         walking=frozenset(_walking(marked)),
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
         housekeeping=housekeeping,
+        key_column=_key_column(marked),
         may_write=not (only_reads or housekeeping),
         limited=_LIMIT.search(marked) is not None,
         ordered=_ORDER.search(marked) is not None,
@@ -320,6 +326,14 @@ def _walking(marked: str) -> set[int]:
     if columns:
         found |= {int(match[2]) for match in _EQUAL.finditer(marked) if match[1].lower() in columns}
     return found
+
+
+def _key_column(marked: str) -> str:
+    """Return the column of the only comparison of a simple SELECT, for which `IN` could ask for many values."""
+    if len(_MARK.findall(marked)) != 1 or len(_SELECT.findall(marked)) != 1:
+        return ""
+    match = _EQUAL.search(marked)
+    return match[1].rpartition(".")[2].strip('"`') if match else ""
 
 
 def _operation(marked: str) -> str:

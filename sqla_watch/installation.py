@@ -6,7 +6,9 @@ that several watches have is probed once, until the last of them is uninstalled.
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -121,23 +123,45 @@ class _FutureEngines:
     def open(self) -> None:
         if self._wrapper is not None:
             return
-        original = Engine.__init__
-
-        def __init__(self: Engine, *arguments: Any, **options: Any) -> None:
-            original(self, *arguments, **options)
-            for watch in list(registry.watches):
-                if isinstance(watch, Watch) and watch.everything:
-                    watch._add(_base(self))
-
-        __init__.__doc__ = original.__doc__
-        self._original = original
-        self._wrapper = __init__
-        Engine.__init__ = __init__  # type: ignore[method-assign]
+        self._original = Engine.__init__
+        self._wrapper = _with_same_arguments(self._original, _watch_new)
+        Engine.__init__ = self._wrapper  # type: ignore[method-assign]
 
     def close(self) -> None:
         if self._wrapper is not None and Engine.__init__ is self._wrapper:
             Engine.__init__ = self._original  # type: ignore[method-assign]
             self._wrapper = self._original = None
+
+
+def _watch_new(engine: Engine) -> None:
+    """Have the watches of everything watch an engine that was just made."""
+    for watch in list(registry.watches):
+        if isinstance(watch, Watch) and watch.everything:
+            watch._add(_base(engine))
+
+
+def _with_same_arguments(original: Any, afterwards: Callable[[Engine], None]) -> Any:
+    """Return a function that calls `original` and then `afterwards` with its first argument.
+
+    `create_engine` reads from the code of `Engine.__init__` which arguments it may pass on, so the function has to
+    be written with the very same ones.
+    """
+    parameters = inspect.signature(original).parameters.values()
+    bare = [
+        parameter.replace(default=inspect.Parameter.empty, annotation=inspect.Parameter.empty)
+        for parameter in parameters
+    ]
+    passed = [f"{each.name}={each.name}" if each.kind is each.KEYWORD_ONLY else str(each) for each in bare]
+    source = (
+        f"def __init__{inspect.Signature(bare)}:\n    original({', '.join(passed)})\n    afterwards({bare[0].name})\n"
+    )
+    namespace: dict[str, Any] = {"original": original, "afterwards": afterwards}
+    exec(compile(source, __file__, "exec"), namespace)
+    made = namespace["__init__"]
+    functools.update_wrapper(made, original)
+    del made.__wrapped__  # it would be asked instead of this one
+    made.__defaults__, made.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+    return made
 
 
 _future = _FutureEngines()

@@ -44,6 +44,8 @@ MOST_ANSWERS = 4_000
 """Different questions of one transaction among which repeats are looked for; about 400 bytes each."""
 MOST_LOADS = 10_000
 """Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
+HELPER_STATEMENTS = 1
+"""Reads in one transaction up to which it is a helper's look-up, and not a unit of work of its own."""
 MOST_KEPT = 200
 """Longest transactions and waits that are kept."""
 POLL_NANOSECONDS = 1_000_000_000
@@ -139,7 +141,9 @@ class _Answers:
 class Record:
     """Everything a scope has seen, added up. Written by one thread at a time (the scope's lock)."""
 
-    def __init__(self, parent: Record | None = None) -> None:
+    def __init__(self, parent: Record | None = None, *, one_unit: bool = True) -> None:
+        self.one_unit = one_unit
+        """Whether all in it belongs together, so that a helper called for each of many things is a loop."""
         self.statements = 0
         self.rows = 0
         self.errors = 0
@@ -161,6 +165,7 @@ class Record:
         self._runids: list[int] = []
         self._loads: list[LoadEntry] = []
         self._queries: dict[int, LoadEntry] = {}
+        self._by_checkout: dict[int, list[Any]] = {}
 
     @property
     def groups(self) -> list[StatementGroup]:
@@ -201,7 +206,7 @@ class Record:
                 fixed = load.parent
             group = groups.get(key)
             if group is None:
-                group = self._new_group(key, fingerprint, code, instruction, load, ignores, started)
+                group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
             elif started < group.finished:
                 group.overlapping += 1
             group.count += 1
@@ -220,6 +225,7 @@ class Record:
             if error:
                 self.errors += 1
                 group.errors += 1
+                group.states[error] = group.states.get(error, 0) + 1
                 continue
             if fixed not in group.values:
                 if self._room > 0:
@@ -252,6 +258,7 @@ class Record:
         """Add a fact that is no statement."""
         if isinstance(fact, Transaction):
             self.ending += fact.ending
+            self._fold(fact)
             if fact.serial < 0:  # autocommit: there was no transaction
                 return
             if fact.outcome == "commit":
@@ -276,6 +283,7 @@ class Record:
         load: Load | None,
         ignores: tuple[Ignore, ...],
         started: int,
+        checkout: int,
     ) -> StatementGroup:
         if len(self._groups) >= MOST_GROUPS:
             self._make_room()
@@ -289,7 +297,37 @@ class Record:
             ignores,
             started=started,
         )
+        if load is None:
+            self._by_checkout.setdefault(checkout, []).append(key)
         return group
+
+    def _fold(self, transaction: Transaction) -> None:
+        """Fold what a transaction sent into one group for each line, over all transactions.
+
+        So memory follows the number of lines and not of connections, and a loop around a helper that gets a
+        connection of its own for each call is seen. A loop inside of the transaction stays a group of its own.
+        """
+        looks_up = self.one_unit and not transaction.wrote and transaction.statements <= HELPER_STATEMENTS
+        for key in self._by_checkout.pop(transaction.checkout, ()):
+            group = self._groups.get(key)
+            if group is None or len(group.values) > 1:
+                continue
+            del self._groups[key]
+            values, group.values = group.values, set()
+            self._room += len(values)
+            line = (*key[:4], key[5])
+            folded = self._groups.get(line)
+            if folded is None:
+                folded = self._groups[line] = group
+            else:
+                folded.merge(group)
+            if looks_up:
+                for value in values - folded.values:
+                    if self._room > 0:
+                        folded.values.add(value)
+                        self._room -= 1
+                    else:
+                        folded.uncounted += 1
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
         """Add rows that were fetched after their statement had been counted, also where its totals went since."""
@@ -308,7 +346,15 @@ class Record:
 
     def forget(self) -> None:
         """Let go of everything but the totals, once it has been judged."""
-        for kept in (self._groups, self._answers, self._runids, self._loads, self._queries, self.repeats):
+        for kept in (
+            self._groups,
+            self._answers,
+            self._runids,
+            self._loads,
+            self._queries,
+            self._by_checkout,
+            self.repeats,
+        ):
             kept.clear()
         self.transactions = _Longest()
         self.waits = _Longest()
@@ -342,6 +388,9 @@ class Record:
                 if group.relationship is relationship:
                     group.relationship = relationship._replace(path=way)
             if group.kind is LoadKind.LAZY:
+                group.in_checkout = group.in_checkout + 1 if checkout == group.last_checkout else 1
+                group.last_checkout = checkout
+                group.most_in_checkout = max(group.most_in_checkout, group.in_checkout)
                 if len(group.roots) < MOST_KEPT:
                     group.roots.add(above.root)
                 origin = above if not above.path else self.find_load(above.root)

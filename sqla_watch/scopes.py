@@ -67,7 +67,7 @@ class Scope:
         self.started = time.perf_counter_ns()
         self.finished = 0
         self._findings: list[Finding] = []
-        self._raised: set[tuple[str, str, str, str]] = set()
+        self._raised: set[tuple[str, ...]] = set()
         self._record: Record | None = None
         self._lock = threading.RLock()
         self._token: Token[Scope | None] | None = None
@@ -139,7 +139,9 @@ class Scope:
         """Add up the pending facts. Any thread may call it; facts appended meanwhile stay for the next time."""
         with self._lock:
             if self._record is None:
-                self._record = Record(self.parent.record if self.parent is not None else None)
+                # A whole program is not one unit of work: it does the same for many things by its nature.
+                above = self.parent.record if self.parent is not None else None
+                self._record = Record(above, one_unit=self.kind != "run")
             pending = self.pending
             number = len(pending)
             self._record.take(islice(pending, number))
@@ -155,10 +157,10 @@ class Scope:
         new = [
             finding
             for finding in judge(self.record, self.settings, only=self.watched_raises)
-            if finding.identity not in self._raised
+            if finding.key not in self._raised
         ]
         if new:
-            self._raised.update(finding.identity for finding in new)
+            self._raised.update(finding.key for finding in new)
             raise FindingRaised(new)
 
     def close(self) -> list[Finding]:
@@ -327,7 +329,7 @@ def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bo
         except ValueError:  # closed in another context than it was opened in: a generator, a framework's hooks
             if current.get() is closing:
                 current.set(closing.parent)
-    findings = [finding for finding in closing.close() if finding.identity not in closing._raised]
+    findings = [finding for finding in closing.close() if finding.key not in closing._raised]
     raised = deliver(closing, findings, may_raise=error is None and not quiet)
     if raised:
         raise FindingRaised(raised)

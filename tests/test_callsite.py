@@ -65,6 +65,28 @@ def test_a_prefix_ends_at_a_folder_and_is_where_it_was_when_it_was_set(
     assert user_code.kind(str(tmp_path / "vendored_by_us.py")) == USER
 
 
+def test_an_environment_inside_of_a_project_is_not_the_projects(tmp_path: Path) -> None:
+    inside = f"{tmp_path}/shop/.venv/lib/python3.11/site-packages"
+    user_code.configure(user=["shop", str(tmp_path / "shop")])
+    assert user_code.kind(f"{inside}/sqlalchemy/engine/base.py") == DATABASE
+    assert user_code.kind(f"{inside}/flask/app.py") == LIBRARY
+    assert user_code.kind(f"{inside}/shop/views.py") == USER
+    user_code.configure(user=[f"{inside}/flask"])
+    assert user_code.kind(f"{inside}/flask/app.py") == USER
+
+
+def test_a_task_of_a_library_is_not_charged_to_who_started_the_loop() -> None:
+    execute = run_as(SQLALCHEMY, "def execute(): return here()", here=here)["execute"]
+    work = run_as(LIBRARY_FILE, "async def work():\n    return execute()", execute=execute)["work"]
+
+    async def main() -> CallSite | None:
+        return await asyncio.create_task(work())  # type: ignore[operator]
+
+    found = location_of(asyncio.run(main()))
+    assert found is not None
+    assert (found.file, found.function) == (LIBRARY_FILE, "work")
+
+
 def run_as(filename: str, source: str, **names: object) -> dict[str, object]:
     namespace: dict[str, object] = dict(names)
     exec(compile(source, filename, "exec"), namespace)

@@ -67,6 +67,31 @@ def test_watching_everything_leaves_the_classes_as_they_were(engine: Engine) -> 
     later.dispose()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"echo": False},
+        {"echo_pool": False},
+        {"hide_parameters": True},
+        {"query_cache_size": 10},
+        {"logging_name": "shop"},
+        {"execution_options": {"isolation_level": "AUTOCOMMIT"}},
+        {"pool_size": 2, "max_overflow": 1, "pool_pre_ping": True},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_every_argument_of_create_engine_is_taken_while_everything_is_watched(
+    shop_url: str, options: dict[str, Any]
+) -> None:
+    """`create_engine` reads from `Engine.__init__` which arguments there are."""
+    sqla_watch.install()
+    engine = create_engine(url_for(shop_url, "psycopg"), **options)
+    assert count(engine) == 1
+    with pytest.raises(TypeError, match="Invalid argument"):
+        create_engine(url_for(shop_url, "psycopg"), no_such_argument=1)
+    engine.dispose()
+
+
 def test_installing_twice_is_harmless(engine: Engine) -> None:
     first = sqla_watch.install(engine)
     second = sqla_watch.install(engine, settings=Settings(profile="production"))

@@ -313,13 +313,21 @@ def test_a_large_scope_is_bounded_and_loses_no_number(engine: Engine) -> None:
     assert finding.evidence["different_values"] == 20_000
 
 
-def test_many_different_lines_and_checkouts_are_bounded_too(engine: Engine) -> None:
+def test_many_checkouts_of_one_line_are_one_group(engine: Engine) -> None:
     with sqla_watch.scope("checkouts") as scope:
         for _ in range(2_500):
             one(engine)
-        record = scope.record
-        assert len(record.groups) <= 2_000
+        assert [(group.count, group.checkouts) for group in scope.record.groups] == [(2_500, 2_500)]
     assert (scope.statements, scope.rows, scope.connections) == (2_500, 7_500, 2_500)
+    assert scope.to_dict()["dropped"] == 0
+
+
+def test_many_different_statements_are_bounded_and_what_is_dropped_is_counted(engine: Engine) -> None:
+    with sqla_watch.scope("different") as scope, engine.connect() as connection:
+        for number in range(2_500):
+            connection.exec_driver_sql(f"SELECT id AS id_{number} FROM orders LIMIT 1")
+        assert len(scope.record.groups) <= 2_000
+    assert (scope.statements, scope.rows) == (2_500, 2_500)
     assert scope.to_dict()["dropped"] > 0
 
 

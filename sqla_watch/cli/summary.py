@@ -167,14 +167,14 @@ class Summary:
         """Add findings to those alike; one scope may have the same several times."""
         here: dict[tuple[str, ...], _Merged] = {}
         for finding in findings:
-            merged = self._merged.get(finding.identity)
+            merged = self._merged.get(finding.key)
             if merged is None:
                 if len(self._merged) >= MOST_FINDINGS:
                     self.findings_left_out += 1
                     continue
-                merged = self._merged[finding.identity] = _Merged(finding)
+                merged = self._merged[finding.key] = _Merged(finding)
             merged.add(finding)
-            here[finding.identity] = merged
+            here[finding.key] = merged
         for merged in here.values():
             merged.scopes += 1
 

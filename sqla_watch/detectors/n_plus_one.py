@@ -40,7 +40,7 @@ class NPlusOne(Rule):
 
     ## Thresholds
     `min_parents`: distinct parents loaded by one query and then touched one by one (development 2, test 2,
-    production 5). Parents that were each loaded by a query of their own count from five on.
+    production 5). Parents that were each loaded by a query of their own count from five in one transaction on.
     `min_seconds`: database seconds of the lazy loads together (production 0.05, else 0).
 
     ## How to silence it
@@ -71,8 +71,9 @@ class NPlusOne(Rule):
                 continue
             parents = len(group.values) + group.uncounted
             together = parents - max(len(group.roots), 1) + 1
+            lone = max(self._LONE_PARENTS, context["min_parents"])
             if parents < context["min_parents"] or (
-                together < context["min_parents"] and parents < max(self._LONE_PARENTS, context["min_parents"])
+                together < context["min_parents"] and group.most_in_checkout < lone
             ):
                 continue
             if group.nanoseconds < context["min_seconds"] * 1e9 or group.overlapping > group.count // 2:

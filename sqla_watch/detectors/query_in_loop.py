@@ -18,7 +18,8 @@ class QueryInLoop(Rule):
     ## What it sees
     A SELECT in a loop: `session.get` for each id of a list, a Core `execute` for each row of another result, a
     helper function that is called once per element. Counted are different values on one line (and the lines that
-    call it) during one checkout of a connection.
+    call it) during one checkout of a connection; and also over many connections where a helper gets one of its own
+    for each call to send this one statement.
 
     ## Why it costs
     Each is a round trip, and each is planned and executed for itself; one statement for all values gives
@@ -46,7 +47,9 @@ class QueryInLoop(Rule):
     ## Limits
     A walk over pages (OFFSET), over ranges (`id > …`, BETWEEN), or over chunks of an IN list of 50 and more
     values is how large results are read, and silent: only its other values are compared. Statements that ran at
-    the same time are not a loop. Statements without a table (calls of functions) cannot be asked at once.
+    the same time are not a loop. A transaction that writes, or sends more than one statement, is a unit of work of
+    its own, and a whole program (`sqla-watch run`) is no loop over connections. Statements without a table (calls
+    of functions) cannot be asked at once.
     Relationship and column loads have rules of their own.
     """
 
@@ -74,36 +77,45 @@ class QueryInLoop(Rule):
     @staticmethod
     def _finding(group: StatementGroup, values: int) -> Finding:
         fingerprint = group.fingerprint
-        table = fingerprint.tables[0] if fingerprint.tables else "the table"
+        table = fingerprint.tables[0]
+        connections = f", over {group.checkouts} connections" if group.checkouts > 1 else ""
         return Finding(
             rule=QueryInLoop.id,
             target=fingerprint.summary,
             severity=Severity.HIGH,
             message=(
-                f"the same SELECT on {table} was sent {group.count} times with {values} different values "
-                f"({group.rows} rows together)"
+                f"the same SELECT on {table} was sent {group.count} times with {values} different values"
+                f"{connections} ({group.rows} rows together)"
             ),
             location=where(group.call_site),
             evidence={
                 "statements": group.count,
                 "different_values": values,
+                "connections": group.checkouts,
                 "rows": group.rows,
                 "database_seconds": seconds(group.nanoseconds),
             },
-            suggestion=(
-                "Ask for all values at once, outside of the loop:\n"
-                f"select(...).where({_column(fingerprint.text, table)}.in_(values))"
-            ),
+            suggestion=_suggestion(group, table),
             statement=fingerprint.text,
             statements=group.count,
             database_seconds=seconds(group.nanoseconds),
         )
 
 
-def _column(text: str, table: str) -> str:
-    """Return the column after WHERE as `table.c.column`, for the suggestion."""
-    _, found, condition = text.partition(" WHERE ")
-    words = condition.split()
-    if not found or len(words) < 2 or words[1] != "=":
-        return f"{table}.c.column"
-    return f"{table}.c.{words[0].rpartition('.')[2].strip(chr(34))}"
+def _suggestion(group: StatementGroup, table: str) -> str:
+    """Return how to ask once: with IN where one column is compared, else in words."""
+    fingerprint = group.fingerprint
+    if fingerprint.key_column and not fingerprint.limited:
+        return (
+            "Ask for all values at once, outside of the loop:\n"
+            f"select(...).where({table}.c.{fingerprint.key_column}.in_(values))"
+        )
+    if fingerprint.limited:
+        return (
+            "Ask for all values at once, outside of the loop: its LIMIT is for each value, so take "
+            "DISTINCT ON, row_number(), or a join with LATERAL."
+        )
+    return (
+        "Ask for all values at once, outside of the loop: join what the loop runs over, or compare with a list by "
+        "tuple_(...).in_(values)."
+    )

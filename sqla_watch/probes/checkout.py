@@ -24,13 +24,14 @@ next_transaction: Callable[[], int] = count(1).__next__
 class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
-    __slots__ = ("database", "first", "last", "serial", "slowest", "statements")
+    __slots__ = ("database", "first", "last", "serial", "slowest", "statements", "wrote")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.statements = 0
         self.database = 0
         self.slowest = 0
+        self.wrote = False
         self.first: Statement | None = None
         self.last: Statement | None = None
 
@@ -77,6 +78,8 @@ class Checkout:
         scope.pending.append(
             Transaction(
                 transaction.serial,
+                self.serial,
+                transaction.wrote,
                 transaction.first[STARTED],
                 finished,
                 outcome,

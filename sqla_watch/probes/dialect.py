@@ -135,6 +135,8 @@ def _execute(door: Door, original: Any) -> Any:
                     if not fingerprint.housekeeping:
                         transaction.statements += 1
                         transaction.last = fact
+                        if fingerprint.may_write:
+                            transaction.wrote = True
                         if transaction.first is None:
                             transaction.first = fact
                         if elapsed > transaction.slowest:

@@ -26,17 +26,17 @@ class _Pace:
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def due(self, identity: tuple[str, ...]) -> int | None:
+    def due(self, key: tuple[str, ...]) -> int | None:
         """Return how often it was held back if it is to be logged now, else None."""
         now = time.monotonic()
         with self._lock:
-            last, held = self._seen.get(identity, (None, 0))
+            last, held = self._seen.get(key, (None, 0))
             if last is not None and now - last < INTERVAL_SECONDS:
-                self._seen[identity] = (last, held + 1)
+                self._seen[key] = (last, held + 1)
                 return None
             if len(self._seen) >= _MOST_REMEMBERED:
                 self._seen.clear()
-            self._seen[identity] = (now, 0)
+            self._seen[key] = (now, 0)
             return held
 
     def clear(self) -> None:
@@ -49,7 +49,7 @@ pace = _Pace()
 
 def report(finding: Finding) -> None:
     """Log a finding, unless the same was logged less than a minute ago."""
-    held = pace.due(finding.identity)
+    held = pace.due(finding.key)
     if held is None:
         return
     times = f" ({held} more times since it was logged last)" if held else ""

@@ -815,3 +815,12 @@ def test_production_speaks_from_fifty_milliseconds_on(
     assert finding.target == "OrderOfSlowCustomer.customer"
     assert 0.075 <= finding.evidence["database_seconds"] < 1  # type: ignore[operator]
     assert [(record.name, record.levelname) for record in caplog.records] == [("sqla_watch", "WARNING")]
+
+
+def test_parents_of_a_long_session_each_in_a_transaction_of_its_own_are_fine(engine: Engine) -> None:
+    """A job asks for one thing, then for the next: no query could have loaded their relations together."""
+    with sqla_watch.scope("jobs") as scope, Session(engine) as session:
+        for number in range(1, 8):
+            session.get_one(Order, number).customer.name
+            session.commit()
+    assert "n-plus-one" not in {finding.rule for finding in scope.findings}

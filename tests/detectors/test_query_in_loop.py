@@ -324,3 +324,71 @@ def test_what_n_plus_one_explains_is_not_told_twice(engine: Engine) -> None:
         for item in session.scalars(select(Item).limit(10)):
             item.product.name
     assert found(scope) == [("n-plus-one", "Item.product")]
+
+
+def look_up(engine: Engine, number: int) -> str | None:
+    with Session(engine) as session:
+        return session.scalar(select(Customer.name).where(Customer.id == number))  # looks one up
+
+
+def test_a_helper_that_gets_a_session_for_each_call_is_a_loop(engine: Engine) -> None:
+    with sqla_watch.scope("repository") as scope, Session(engine) as outer:
+        outer.scalars(select(Order).limit(1)).one()
+        names = [look_up(engine, number) for number in range(1, 8)]
+    assert len(set(names)) == 7
+    finding = only(scope)
+    assert place(finding) == (__file__, line_of("looks one up"))
+    assert finding.evidence["different_values"] == 7
+    assert finding.evidence["connections"] == 7
+    assert "over 7 connections" in finding.message
+
+
+def test_the_helper_that_asks_the_same_again_is_polling(engine: Engine) -> None:
+    with sqla_watch.scope("polling") as scope:
+        for _ in range(7):
+            look_up(engine, 3)
+    assert scope.findings == []
+
+
+def test_units_of_work_are_no_loop(engine: Engine) -> None:
+    with sqla_watch.scope("units") as scope:
+        for number in range(1, 8):
+            with Session(engine) as session:
+                order = session.get_one(Order, number)
+                order.status = "seen"
+                session.flush()
+                session.rollback()
+    assert scope.findings == []
+
+
+def test_a_whole_program_is_no_loop_over_connections(engine: Engine) -> None:
+    with sqla_watch.scope("worker", kind="run") as scope:
+        for number in range(1, 8):
+            look_up(engine, number)
+    assert scope.findings == []
+
+
+@pytest.mark.parametrize(
+    ("query", "advice"),
+    [
+        ("select id from orders where id = :number", "orders.c.id.in_(values)"),
+        ("SELECT id FROM orders WHERE status = 'new' AND id = :number", "tuple_(...).in_(values)"),
+        ("SELECT id FROM orders WHERE customer_id = :number ORDER BY id DESC LIMIT 1", "join with LATERAL"),
+        ("WITH o AS (SELECT id FROM orders WHERE id = :number) SELECT id FROM o", "tuple_(...).in_(values)"),
+    ],
+)
+def test_the_advice_fits_the_statement(engine: Engine, query: str, advice: str) -> None:
+    with sqla_watch.scope("advice") as scope, engine.connect() as connection:
+        for number in range(1, 8):
+            connection.execute(text(query), {"number": number}).all()
+    assert advice in only(scope).suggestion
+
+
+def test_two_loops_in_one_function_are_two_findings(engine: Engine) -> None:
+    with sqla_watch.scope("two") as scope, engine.connect() as connection:
+        for number in range(1, 8):
+            connection.execute(text("SELECT id FROM orders WHERE id = :number"), {"number": number})
+        for number in range(1, 8):
+            connection.execute(text("SELECT id FROM orders WHERE customer_id = :number"), {"number": number})
+    assert len(scope.findings) == 2
+    assert len({finding.key for finding in scope.findings}) == 2

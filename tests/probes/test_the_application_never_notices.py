@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,13 +242,15 @@ def test_a_statement_with_thousands_of_values_in_its_text(application: Applicati
     assert same(application, story).statements == 2
 
 
-def test_many_different_texts(application: Application) -> None:
+@pytest.mark.parametrize("driver", ["psycopg", "sqlite"])
+def test_many_different_texts(shop_url: str, tmp_path: Path, driver: str) -> None:
     """More than a record keeps apart; the scope counts them all."""
 
     def story(connection: Connection) -> int:
         return sum(connection.exec_driver_sql(f"SELECT 1 AS column_{number}").scalar_one() for number in range(2500))
 
-    assert same(application, story).statements == 2500
+    for application in _application(driver, shop_url, tmp_path):
+        assert same(application, story).statements == 2500
 
 
 # Statements from inside of SQLAlchemy
@@ -680,7 +683,7 @@ def test_many_threads_in_one_scope_are_counted_one_for_one(engine: Engine) -> No
 
     def use() -> None:
         with Session(engine) as session:
-            for number in range(200):
+            for number in range(100):
                 session.execute(select(Order.id).where(Order.id == number % 10 + 1)).all()
 
     with sqla_watch.scope("threads") as scope:
@@ -688,9 +691,10 @@ def test_many_threads_in_one_scope_are_counted_one_for_one(engine: Engine) -> No
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            assert scope.statements <= 1200  # reading it meanwhile disturbs nobody
+            assert scope.statements <= 600  # reading it meanwhile disturbs nobody
+            time.sleep(0.001)
         for thread in threads:
             thread.join()
-    assert scope.statements == 1200
-    assert scope.rows == 1200
+    assert scope.statements == 600
+    assert scope.rows == 600
     assert scope.transactions == 6
