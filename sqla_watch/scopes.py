@@ -174,7 +174,7 @@ class Scope:
         found = judge(record, self.settings)
         with self._lock:
             self.closed = True
-            self._findings = worst_first([*self._findings, *found])
+            self._findings = worst_first([*self._findings, *found]) if self._findings else found
         if self.parent is not None and not self.parent.closed:
             self.parent.add_inner(record, found)
         record.forget()

@@ -95,6 +95,8 @@ class Settings:
     library_code: tuple[str, ...] = ()
     implicit_scopes: bool = True
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
+    active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    """Ids of the rules that are on, each behind those that it gives way to."""
 
     def __post_init__(self) -> None:
         source = "Settings"
@@ -106,7 +108,10 @@ class Settings:
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
-        object.__setattr__(self, "_rules", _resolve(source, Profile(profile), self.rules))
+        rules = _resolve(source, Profile(profile), self.rules)
+        object.__setattr__(self, "_rules", rules)
+        on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
+        object.__setattr__(self, "active", on)
 
     def rule(self, rule: str) -> RuleSettings:
         """Return the action and thresholds of a rule.
@@ -117,7 +122,8 @@ class Settings:
         >>> Settings(profile="production").rule("n-plus-one")["min_parents"]
         5
         """
-        return self._rules[check_rule(rule)]
+        found = self._rules.get(rule)
+        return found if found is not None else self._rules[check_rule(rule)]
 
     @property
     def raises(self) -> frozenset[str]:
@@ -161,7 +167,7 @@ def _with(settings: Settings, source: _Source) -> Settings:
     """Return `settings` with what a stronger source says."""
     if not source.values:
         return settings
-    known = [each.name for each in fields(Settings) if not each.name.startswith("_")]
+    known = [each.name for each in fields(Settings) if each.init]
     changes: dict[str, Any] = {}
     for key, value in source.values.items():
         check_choice(source.name, "key", key, known)
@@ -215,6 +221,22 @@ def _resolve(source: str, profile: Profile, given: Mapping[str, RuleValue]) -> d
             thresholds[name] = detector.thresholds[name].check(f"{source}: {rule}.{name}", number)
         resolved[rule] = RuleSettings(action, thresholds)
     return resolved
+
+
+def _in_order() -> list[str]:
+    """Return the ids of all rules, each behind those that it gives way to."""
+    from sqla_watch.detectors import RULES
+
+    ordered: dict[str, None] = {}
+
+    def place(rule: str) -> None:
+        for before in RULES[rule].after:
+            place(before)
+        ordered.setdefault(rule)
+
+    for rule in RULES:
+        place(rule)
+    return list(ordered)
 
 
 def check_rule(rule: object, source: str = "sqla_watch") -> str:

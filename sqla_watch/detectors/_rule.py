@@ -115,19 +115,18 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
 
     findings: list[Finding] = []
     claimed: set[object] = set()
-    for rule in _in_order(RULES):
-        rule_settings = settings.rule(rule.id)
-        if rule_settings.action is Action.IGNORE or (only is not None and rule.id not in only):
+    for rule in settings.active:
+        if only is not None and rule not in only:
             continue
         try:
-            for found in rule.find(facts, Context(rule_settings, claimed)):
+            for found in RULES[rule].find(facts, Context(settings.rule(rule), claimed)):
                 claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
                     findings.append(found.finding)
         except Exception:
             # A rule which fails must not take the others, or the application, with it.
-            logger.exception("sqla_watch: rule %s failed; please report this", rule.id)
-    return worst_first(findings)
+            logger.exception("sqla_watch: rule %s failed; please report this", rule)
+    return worst_first(findings) if findings else findings
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -135,21 +134,6 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(
         findings, key=lambda finding: (_RANK[finding.severity], -finding.database_seconds, -finding.statements)
     )
-
-
-def _in_order(rules: Mapping[str, Rule]) -> list[Rule]:
-    """Return the rules, each behind those that it gives way to."""
-    ordered: dict[str, Rule] = {}
-
-    def place(rule: Rule) -> None:
-        for before in rule.after:
-            if before in rules:
-                place(rules[before])
-        ordered.setdefault(rule.id, rule)
-
-    for rule in rules.values():
-        place(rule)
-    return list(ordered.values())
 
 
 def seconds(nanoseconds: int) -> float:

@@ -159,12 +159,21 @@ def test_a_to_one_that_the_session_has_already(engine: Engine) -> None:
 
 def test_one_lazy_load_each_in_several_sessions(engine: Engine) -> None:
     """Ten requests, jobs or messages of one parent each are not one loop: a session is what could load at once."""
-    with sqla_watch.scope("worker") as scope:
+    with sqla_watch.scope("worker", kind="run") as scope:
         for number in range(1, 11):
             with Session(engine) as session:
                 session.get_one(Order, number).customer.name
     assert scope.statements == 20
     assert found(scope) == []
+
+
+def test_one_lazy_load_each_in_the_sessions_of_one_request(engine: Engine) -> None:
+    """That somebody gets ten orders one by one is a loop of queries; their customers are no loop of lazy loads."""
+    with sqla_watch.scope("request") as scope:
+        for number in range(1, 11):
+            with Session(engine) as session:
+                session.get_one(Order, number).customer.name
+    assert [rule for rule, _ in found(scope) if rule == "n-plus-one"] == []
 
 
 def test_one_parent_with_several_relationships(engine: Engine) -> None:

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -216,6 +217,7 @@ MEGABYTE = 1_000_000
         pytest.param("SELECT 'unfinished", id="unfinished literal"),
         pytest.param("SELECT /* unfinished" + "/*" * 5_000, id="unfinished comment"),
         pytest.param('SELECT "' + 'x"' * 5_000, id="unfinished name"),
+        pytest.param("SELECT " + "%(" * 30_000, id="unfinished parameters"),
         pytest.param("SELECT $a$ " + "$b$ $c$" * 5_000, id="unfinished dollars"),
     ],
 )
@@ -226,9 +228,10 @@ def test_texts_of_every_length_and_shape(shop_url: str, tmp_path: Path, driver: 
         return result.all() if result.returns_rows else None
 
     for application in _application(driver, shop_url, tmp_path):
+        started = perf_counter()
         scope = same(application, story)
+        assert perf_counter() - started < 3
         assert scope.statements <= 1
-        assert scope.database_seconds < 5
 
 
 def test_a_statement_with_thousands_of_values_in_its_text(application: Application) -> None:
