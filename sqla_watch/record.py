@@ -315,6 +315,8 @@ class Record:
             del self._groups[key]
             values, group.values = group.values, set()
             self._room += len(values)
+            # From here on its times are the transaction's: connections that are out at once are no loop.
+            group.started, group.finished = transaction.started, transaction.finished
             line = (*key[:4], key[5])
             folded = self._groups.get(line)
             if folded is None:

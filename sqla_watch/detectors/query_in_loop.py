@@ -68,7 +68,8 @@ class QueryInLoop(Rule):
             if not is_query(group) or group.fingerprint.locks or not group.fingerprint.tables:
                 continue
             values = len(group.values) + group.uncounted
-            if values < context["min_values"] or group.overlapping > group.count // 2:
+            at_once = group.overlapping > (0 if group.checkouts > 1 else group.count // 2)
+            if values < context["min_values"] or at_once:
                 continue
             if group.nanoseconds < context["min_seconds"] * 1e9:
                 continue
