@@ -11,12 +11,18 @@ Example::
         print(finding.describe())
 """
 
+from sqla_watch.detectors.column_load_loop import ColumnLoadLoopWarning
+from sqla_watch.detectors.database_error import DatabaseErrorWarning
+from sqla_watch.detectors.deep_offset import DeepOffsetWarning
+from sqla_watch.detectors.large_in_list import LargeInListWarning
+from sqla_watch.detectors.limit_without_order_by import LimitWithoutOrderByWarning
 from sqla_watch.detectors.long_transaction import LongTransactionWarning
 from sqla_watch.detectors.n_plus_one import NPlusOneWarning
 from sqla_watch.detectors.oversized_result import OversizedResultWarning
 from sqla_watch.detectors.pool_wait import PoolWaitWarning
 from sqla_watch.detectors.query_in_loop import QueryInLoopWarning
 from sqla_watch.detectors.repeated_query import RepeatedQueryWarning
+from sqla_watch.detectors.select_star import SelectStarWarning
 from sqla_watch.detectors.slow_query import SlowQueryWarning
 from sqla_watch.findings import (
     Finding,
@@ -36,9 +42,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "ColumnLoadLoopWarning",
+    "DatabaseErrorWarning",
+    "DeepOffsetWarning",
     "Finding",
     "FindingRaised",
     "Ignore",
+    "LargeInListWarning",
+    "LimitWithoutOrderByWarning",
     "Location",
     "LongTransactionWarning",
     "NPlusOneWarning",
@@ -50,6 +61,7 @@ __all__ = [
     "RepeatedQueryWarning",
     "RuleSettings",
     "Scope",
+    "SelectStarWarning",
     "Settings",
     "SettingsError",
     "Severity",

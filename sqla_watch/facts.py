@@ -70,7 +70,9 @@ class Load(NamedTuple):
     session: int
     """`Session.hash_key` of the parent's session."""
     columns: tuple[str, ...]
-    """Names of the columns of a column load."""
+    """Names of the columns of a column load, as `Customer.notes`."""
+    cause: str = ""
+    """Why a column load was needed: `deferred`, `expired`, `subclass` or `refresh`."""
 
 
 class CallSite(NamedTuple):
@@ -126,6 +128,7 @@ Statement: TypeAlias = tuple[
     int,  # SQLAlchemy's number of this load, 0 for what loads no entities
     "tuple[Ignore, ...]",
     str,  # SQLSTATE or exception's class if it failed
+    "tuple[int, int] | None",  # rows skipped by OFFSET, and values in its longest list; None for neither
 ]
 """One execution of a DBAPI cursor. A bare tuple, because one is made for each statement: half a microsecond less."""
 
@@ -163,6 +166,15 @@ class StatementGroup:
     finished: int = 0
     streamed: bool = False
     """Its rows came in pieces."""
+    most_skipped: int = 0
+    """Rows that one of its statements skipped by OFFSET, at most."""
+    most_listed: int = 0
+    """Values in the longest list of one of its statements."""
+    columns: tuple[str, ...] = ()
+    cause: str = ""
+    """Of column loads: which columns, and why."""
+    failed_last: bool = False
+    """Whether the last of its statements failed."""
     checkouts: int = 1
     """Checkouts that its statements ran in: more than one where a helper gets a connection for each call."""
     in_checkout: int = 0
@@ -193,6 +205,9 @@ class StatementGroup:
         self.nanoseconds += other.nanoseconds
         self.most_rows = max(self.most_rows, other.most_rows)
         self.slowest = max(self.slowest, other.slowest)
+        self.most_skipped = max(self.most_skipped, other.most_skipped)
+        self.most_listed = max(self.most_listed, other.most_listed)
+        self.failed_last = other.failed_last
         self.finished = max(self.finished, other.finished)
         self.streamed = self.streamed or other.streamed
         for state, count in other.states.items():
@@ -249,6 +264,8 @@ class Transaction(NamedTuple):
     last: CallSite | None
     """Line of its last statement."""
     ignores: tuple[Ignore, ...]
+    error: str = ""
+    """SQLSTATE or exception's class of a COMMIT or ROLLBACK that failed."""
 
 
 class Wait(NamedTuple):

@@ -31,12 +31,13 @@ CHUNK = 50
 # matched so that nothing inside them is taken for a literal or a parameter.
 _TOKENS = re.compile(
     r"""
-      (?P<comment>--[^\n]*|/\*.*?\*/)
-    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$|[eE]'(?:[^'\\]|\\.|'')*'
-        |(?:[uU]&|[nNbBxX])?'(?:[^']|'')*'|(?<![\w.$])(?:0[xX][0-9a-fA-F]+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?))
-    | (?P<parameter>%\((?P<name>[^)]*)\)[sb]|%[sb]|\$(?P<number>\d+)|\?(?![|&?])|(?<!:):(?P<colon>[A-Za-z_]\w*)
-        |__\[POSTCOMPILE_(?P<expanding>[^\]]*)\])
-    | (?P<kept>"(?:[^"]|"")*"|`[^`]*`|::|[A-Za-z_]\w*)
+      (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
+    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?(?:\$(?P=tag)\$|\Z)|[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z)
+        |(?:[uU]&|[nNbBxX])?'(?:[^']|'')*(?:'|\Z)
+        |(?<![\w.$])(?:0[xX][0-9a-fA-F]+|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?))
+    | (?P<parameter>%\((?P<name>[^()%]{0,128})\)[sb]|%[sb]|\$(?P<number>\d+)|\?(?![|&?])
+        |(?<!:):(?P<colon>[A-Za-z_]\w*)|__\[POSTCOMPILE_(?P<expanding>[^\[\]]{0,128})\])
+    | (?P<kept>"(?:[^"]|"")*(?:"|\Z)|`[^`]*(?:`|\Z)|::|[A-Za-z_]\w*)
     | (?P<space>\s+)
     """,
     re.VERBOSE | re.DOTALL,
@@ -79,9 +80,15 @@ _CALLED_SOURCE = re.compile(
 _WRITES_INSIDE = re.compile(r"\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
 _COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)
+_PARENTHESES = re.compile(r"([()])")
 _SELECT = re.compile(r"\bSELECT\b", re.IGNORECASE)
 _LIMIT = re.compile(r"\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b", re.IGNORECASE)
-_ORDER = re.compile(r"\bORDER\s+BY\b", re.IGNORECASE)
+_ORDERED = re.compile(r"\bORDER\s+BY\b(.*?)(?:\bLIMIT\b|\bOFFSET\b|\bFETCH\b|\bFOR\b|;|$)", re.IGNORECASE | re.DOTALL)
+_STAR = re.compile(
+    rf"\bSELECT\s+(?:ALL\s+|DISTINCT\s+)?(?:[^;]*?,\s*)?(?:{_NAME}\.)*\*\s*(?:,|\bFROM\b)", re.IGNORECASE
+)
+_FIRST_SOURCE = re.compile(rf"\bFROM\s+(?:ONLY\s+)?({_NAME}(?:\.{_NAME})*)(?![\w.]|\s*\()", re.IGNORECASE)
+_IN_LIST = re.compile(r"\bIN\s*\((?:\s|,|\x00\d+\x00|::[\w\"]+)*\)", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bpg_(?:try_)?advisory", re.IGNORECASE)
 
 _READS = frozenset({"SELECT", "VALUES", "TABLE", "FETCH"})
@@ -119,6 +126,18 @@ class Fingerprint:
     """Takes row or advisory locks: asking again is not asking the same thing."""
     asks: bool = False
     """A plain SELECT from tables: asked again in one transaction, it has the same answer."""
+    star: bool = False
+    """Selects every column of a table by `*`."""
+    order: str = ""
+    """What its outermost ORDER BY says."""
+    offset: str | int | None = None
+    """The parameter, by name or position, of its OFFSET."""
+    pasted_offset: int = 0
+    """The number pasted in as its OFFSET."""
+    listed: int = 0
+    """Values in the longest list after IN, as written; SQLAlchemy's expanded lists come to it."""
+    plain: int = 0
+    """Parameters that are not those of an expanded list."""
     key_column: str = ""
     """The one column which it compares with a value by `=`; empty for none or several, or another shape."""
     expanding: bool = False
@@ -138,6 +157,19 @@ class Fingerprint:
     def summary(self) -> str:
         """Operation and tables, the form of OpenTelemetry's `db.query.summary`: `SELECT orders`."""
         return " ".join((self.operation, *self.tables))[:255]
+
+    def sizes(self, parameters: Any) -> tuple[int, int]:
+        """Return how many rows an execution skips by OFFSET, and how many values its longest list has."""
+        skipped = self.pasted_offset
+        if self.offset is not None:
+            try:
+                skipped = int(parameters[self.offset])
+            except (LookupError, TypeError, ValueError):  # positions moved, or no number
+                skipped = 0
+        listed = self.listed
+        if self.expanding:
+            listed = max(listed, len(parameters) - self.plain)
+        return skipped, listed
 
     def hash_values(self, parameters: Any) -> tuple[int, int]:
         """Return the hash of all values of one execution, and the hash of the fixed ones.
@@ -238,6 +270,7 @@ def read(text: str) -> Fingerprint:
     walking = structure.walking
     pasted = [index for index, name in enumerate(names) if name == ""]
     walking_names = frozenset(names[index] for index in walking if names[index] != "")
+    skipping = structure.offset
     shown = _MARK.sub(lambda m: "?" if names[int(m[1])] == "" else values[int(m[1])], marked)
     if pasted:
         shown = _LITERAL_ROWS.sub(r"\1, …", _LITERAL_LISTS.sub("(…)", shown))
@@ -256,13 +289,23 @@ def read(text: str) -> Fingerprint:
         locks=structure.locks,
         may_write=structure.may_write,
         asks=not structure.may_write and structure.operation == "SELECT" and not structure.locks,
+        star=structure.star,
+        order=structure.order,
+        offset=names[skipping] if skipping is not None and names[skipping] != "" else None,
+        pasted_offset=_whole(values[skipping]) if skipping is not None and names[skipping] == "" else 0,
+        listed=structure.listed,
+        plain=sum(name != "" for name in names) - (1 if expanding else 0),
         key_column=structure.key_column,
         expanding=expanding,
         walking=walking_names,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
         fixed_literals=hash(tuple(values[index] for index in pasted if index not in walking)) if pasted else 0,
-        simple=not (pasted or walking_names or expanding),
+        simple=not (pasted or walking_names or expanding or structure.listed > 1),
     )
+
+
+def _whole(literal: str) -> int:
+    return int(literal) if literal.isdigit() else 0
 
 
 class _Structure(NamedTuple):
@@ -275,6 +318,10 @@ class _Structure(NamedTuple):
     housekeeping: bool
     may_write: bool
     key_column: str
+    star: bool
+    order: str
+    offset: int | None
+    listed: int
     limited: bool
     ordered: bool
     locks: bool
@@ -287,6 +334,9 @@ def _structure(marked: str) -> _Structure:
     housekeeping = operation in _HOUSEKEEPING or (
         bool(tables) and all(table.lower().startswith(_CATALOGUES) for table in tables)
     )
+    outermost = _outermost(marked)
+    offset = _OFFSET.search(outermost)
+    ordered = _ORDERED.search(outermost)
     only_reads = (
         operation in _READS
         and bool(tables)
@@ -300,9 +350,13 @@ def _structure(marked: str) -> _Structure:
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
         housekeeping=housekeeping,
         key_column=_key_column(marked),
+        star=_STAR.search(outermost) is not None and bool(tables) and _named_source(outermost, tables),
+        order=_MARK.sub("?", ordered[1]).strip() if ordered else "",
+        offset=int(offset[1]) if offset else None,
+        listed=max((len(_MARK.findall(found[0])) for found in _IN_LIST.finditer(marked)), default=0),
         may_write=not (only_reads or housekeeping),
-        limited=_LIMIT.search(marked) is not None,
-        ordered=_ORDER.search(marked) is not None,
+        limited=_LIMIT.search(outermost) is not None,
+        ordered=ordered is not None,
         locks=_LOCKS.search(marked) is not None,
     )
 
@@ -326,6 +380,30 @@ def _walking(marked: str) -> set[int]:
     if columns:
         found |= {int(match[2]) for match in _EQUAL.finditer(marked) if match[1].lower() in columns}
     return found
+
+
+def _outermost(marked: str) -> str:
+    """Return a statement without what stands in parentheses, which become `()`."""
+    depth = 0
+    kept: list[str] = []
+    for part in _PARENTHESES.split(marked):
+        if part == "(":
+            depth += 1
+            if depth == 1:
+                kept.append("(")
+        elif part == ")":
+            depth = max(0, depth - 1)
+            if depth == 0:
+                kept.append(")")
+        elif depth == 0:
+            kept.append(part)
+    return "".join(kept)
+
+
+def _named_source(outermost: str, tables: tuple[str, ...]) -> bool:
+    """Whether the outermost SELECT reads from a table, and not from a subquery or common table that names columns."""
+    match = _FIRST_SOURCE.search(outermost)
+    return match is not None and match[1].replace('"', "").replace("`", "") in tables
 
 
 def _key_column(marked: str) -> str:

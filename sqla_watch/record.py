@@ -183,11 +183,13 @@ class Record:
             fact = cast(Statement, any_fact)
             (
                 fingerprint, code, instruction, path, started, finished, rows, values, fixed,
-                checkout, transaction, load, runid, ignores, error,
+                checkout, transaction, load, runid, ignores, error, sizes,
             ) = fact  # fmt: skip
             elapsed = finished - started
             if fingerprint.housekeeping:
                 database += elapsed
+                if fingerprint.operation == "ROLLBACK":  # to a savepoint: what was written since is taken back
+                    self._answers.pop(transaction, None)
                 continue
             counter: RowCounter | None = None
             if isinstance(rows, RowCounter):
@@ -226,7 +228,16 @@ class Record:
                 self.errors += 1
                 group.errors += 1
                 group.states[error] = group.states.get(error, 0) + 1
+                group.failed_last = True
                 continue
+            if group.errors:
+                group.failed_last = False
+            if sizes is not None:
+                skipped, listed = sizes
+                if skipped > group.most_skipped:
+                    group.most_skipped = skipped
+                if listed > group.most_listed:
+                    group.most_listed = listed
             if fixed not in group.values:
                 if self._room > 0:
                     group.values.add(fixed)
@@ -297,7 +308,9 @@ class Record:
             ignores,
             started=started,
         )
-        if load is None:
+        if load is not None:
+            group.columns, group.cause = load.columns, load.cause
+        else:
             self._by_checkout.setdefault(checkout, []).append(key)
         return group
 

@@ -1,4 +1,4 @@
-"""The seven mistakes, each with its repair: small pieces of a shop's code as one meets them.
+"""The mistakes, each with its repair: small pieces of a shop's code as one meets them.
 
 A mistake and its repair return the same answer. `SCENARIOS` names them all; `sqla-watch demo` runs each in a scope of
 its own.
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, select
-from sqlalchemy.orm import Session, aliased, joinedload, selectinload
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.orm import Session, aliased, joinedload, selectinload, undefer
 
 from sqla_watch.demo.data import COUNTRIES
-from sqla_watch.demo.models import Customer, Item, Order, Rate
+from sqla_watch.demo.models import Customer, Item, Order, Product, Rate
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -272,6 +272,89 @@ def pool_wait_repair(shop: Shop) -> list[str]:
     return in_threads(report)
 
 
+# column-load-loop: a column that the query leaves out is fetched for one object after the other.
+
+
+def column_load_loop_mistake(shop: Shop) -> int:
+    """Count the customers without notes."""
+    with Session(shop.engine) as session:
+        customers = session.scalars(select(Customer).where(Customer.country == "CH").limit(50))
+        return sum(not customer.notes for customer in customers)
+
+
+def column_load_loop_repair(shop: Shop) -> int:
+    """Load the deferred column with the query."""
+    with Session(shop.engine) as session:
+        query = select(Customer).where(Customer.country == "CH").limit(50).options(undefer(Customer.notes))
+        return sum(not customer.notes for customer in session.scalars(query))
+
+
+# select-star: all columns, whichever they are today.
+
+
+def select_star_mistake(shop: Shop) -> list[str]:
+    """Name the dearest products."""
+    with Session(shop.engine) as session:
+        products = session.execute(text("SELECT * FROM products ORDER BY price DESC LIMIT 3"))
+        return [product.name for product in products]
+
+
+def select_star_repair(shop: Shop) -> list[str]:
+    """Ask for what is read."""
+    with Session(shop.engine) as session:
+        products = session.execute(text("SELECT name FROM products ORDER BY price DESC LIMIT 3"))
+        return [product.name for product in products]
+
+
+# deep-offset: the pages before are read to be thrown away.
+
+PAGE = select(Item.id).order_by(Item.id).limit(20)
+
+
+def deep_offset_mistake(shop: Shop) -> int:
+    """Show the page behind the first 30,000 items."""
+    with Session(shop.engine) as session:
+        return session.scalars(PAGE.offset(30_000)).all()[-1]
+
+
+def deep_offset_repair(shop: Shop) -> int:
+    """Go on behind the last item of the page before."""
+    last_seen = 30_000
+    with Session(shop.engine) as session:
+        return session.scalars(PAGE.where(Item.id > last_seen)).all()[-1]
+
+
+# limit-without-order-by: which rows are on the second page?
+
+
+def limit_without_order_by_mistake(shop: Shop) -> int:
+    """Show the second page of the products."""
+    with Session(shop.engine) as session:
+        return len(session.scalars(select(Product).limit(10).offset(10)).all())
+
+
+def limit_without_order_by_repair(shop: Shop) -> int:
+    """Say in which order."""
+    with Session(shop.engine) as session:
+        return len(session.scalars(select(Product).order_by(Product.id).limit(10).offset(10)).all())
+
+
+# large-in-list: the database is sent what it has just told.
+
+
+def large_in_list_mistake(shop: Shop) -> int | None:
+    """Count the items of the new orders."""
+    with Session(shop.engine) as session:
+        orders = session.scalars(select(Order.id).where(Order.status == "new")).all()
+        return session.scalar(select(func.count(Item.id)).where(Item.order_id.in_(orders)))
+
+
+def large_in_list_repair(shop: Shop) -> int | None:
+    """Let the database join."""
+    with Session(shop.engine) as session:
+        return session.scalar(select(func.count(Item.id)).join(Item.order).where(Order.status == "new"))
+
+
 SCENARIOS = [
     Scenario("n-plus-one", "one level", n_plus_one_mistake, n_plus_one_repair),
     Scenario("n-plus-one", "three levels", nested_mistake, nested_repair, findings=3),
@@ -288,5 +371,10 @@ SCENARIOS = [
         note="the provider takes as long as before, but no lock and no connection is held meanwhile",
     ),
     Scenario("pool-wait", "reports", pool_wait_mistake, pool_wait_repair),
+    Scenario("column-load-loop", "notes", column_load_loop_mistake, column_load_loop_repair),
+    Scenario("select-star", "products", select_star_mistake, select_star_repair),
+    Scenario("deep-offset", "items", deep_offset_mistake, deep_offset_repair),
+    Scenario("limit-without-order-by", "products", limit_without_order_by_mistake, limit_without_order_by_repair),
+    Scenario("large-in-list", "new orders", large_in_list_mistake, large_in_list_repair),
 ]
 """Every mistake with its repair."""

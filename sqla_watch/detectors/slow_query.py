@@ -40,18 +40,20 @@ class SlowQuery(Rule):
 
     ## Limits
     A statement can be slow because it waits for a lock, or because the machine is busy: the time is what the
-    application saw. Of a streamed result the time of its fetches is counted, too.
+    application saw. Of a streamed result the time of its fetches is counted, too. A statement that was cancelled is
+    left to `database-error`.
     """
 
     id = "slow-query"
     guide = (8,)
     warning = SlowQueryWarning
     thresholds: ClassVar = {"min_seconds": Threshold(0.5, 0.5, 1.0, "seconds of one statement")}
+    after = ("database-error",)
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
         for group in facts.groups:
-            if group.slowest >= context["min_seconds"] * 1e9:
+            if group.slowest >= context["min_seconds"] * 1e9 and group not in context.claimed:
                 yield Found(self._finding(group), (), group.ignores)
 
     @staticmethod

@@ -67,7 +67,7 @@ class Checkout:
                     self.wait = None
         return scope
 
-    def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int) -> None:
+    def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int, error: str = "") -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
         if transaction is None or transaction.first is None or transaction.last is None:
             return
@@ -90,6 +90,7 @@ class Checkout:
                 _site(transaction.first),
                 _site(transaction.last),
                 active_ignores.get(),
+                error,
             )
         )
 

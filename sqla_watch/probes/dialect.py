@@ -82,7 +82,7 @@ def _execute(door: Door, original: Any) -> Any:
 
                 rows: Any = 0
                 values = fixed = runid = 0
-                load = None
+                load = sizes = None
                 if fingerprint.reads:
                     if not error:
                         rows = cursor.rowcount
@@ -97,6 +97,7 @@ def _execute(door: Door, original: Any) -> Any:
                             values, fixed = fingerprint.hash_values(parameters)
                     else:
                         values, fixed = fingerprint.hash_values(parameters)
+                        sizes = fingerprint.sizes(parameters)
                     if fingerprint.entities:
                         runid = orm.next_runid()
                         options = context.execution_options.get("_sa_orm_load_options")
@@ -127,7 +128,7 @@ def _execute(door: Door, original: Any) -> Any:
                 fact = (
                     fingerprint, code, instruction, path, started, finished, rows, values, fixed, checkout.serial,
                     0 if transaction is None else transaction.serial, load, runid,
-                    _ignores() if entered_ignores else (), error,
+                    _ignores() if entered_ignores else (), error, sizes,
                 )  # fmt: skip
                 if transaction is not None:
                     elapsed = finished - started
@@ -268,15 +269,17 @@ def _timed(
     started = clock()
     try:
         answer = original(*arguments, **options)
-    except BaseException:
-        _ended(door, checkout, transaction, "rollback", started)
+    except BaseException as error:
+        _ended(door, checkout, transaction, "rollback", started, _name(error))
         raise
     _ended(door, checkout, transaction, outcome, started)
     return answer
 
 
-def _ended(door: Door, checkout: Checkout, transaction: OpenTransaction | None, outcome: str, started: int) -> None:
+def _ended(
+    door: Door, checkout: Checkout, transaction: OpenTransaction | None, outcome: str, started: int, error: str = ""
+) -> None:
     try:
-        checkout.end_transaction(transaction, outcome, started)
+        checkout.end_transaction(transaction, outcome, started, error)
     except Exception:
         door.fault()

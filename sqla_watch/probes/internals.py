@@ -91,18 +91,27 @@ def describe_load(context: Any, options: Any) -> Load | None:
     state = getattr(options, "_refresh_state", None)
     if state is not None:
         columns = getattr(compile_options, "_only_load_props", None)
-        names = tuple(sorted(columns)) if columns else ()
-        return Load(
-            LoadKind.COLUMN,
-            None,
-            hash(state.key and state.key[1]),
-            state.runid or 0,
-            _session_of(state),
-            names,
-        )
+        names, cause = _why(state, frozenset(columns or ()), options)
+        parent = hash(state.key and state.key[1])
+        return Load(LoadKind.COLUMN, None, parent, state.runid or 0, _session_of(state), names, cause)
     if elements:
         return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, 0, 0, ())
     return None
+
+
+def _why(state: Any, columns: frozenset[str], options: Any) -> tuple[tuple[str, ...], str]:
+    """Return which columns of an object are loaded by themselves, and why they were not there."""
+    if getattr(options, "_is_user_refresh", False):
+        return (state.class_.__name__,), "refresh"
+    mapper = state.mapper
+    names = tuple(f"{state.class_.__name__}.{name}" for name in sorted(columns))
+    if mapper.inherits is not None and columns and not any(name in mapper.base_mapper.attrs for name in columns):
+        attributes = [mapper.attrs[name] for name in columns if name in mapper.attrs]
+        if not any(getattr(each, "deferred", False) for each in attributes):
+            return names, "subclass"  # SQLAlchemy calls them expired, too
+    if not columns or columns & state.expired_attributes:
+        return (state.class_.__name__,), "expired"
+    return names, "deferred"
 
 
 def _session_of(state: Any) -> int:

@@ -43,7 +43,7 @@ def test_on_sqlite_in_memory_every_mistake_and_no_repair_is_found(command, tmp_p
     status, output, errors = command("demo", "--url", "sqlite://", "--json", str(tmp_path / "demo.json"))
     assert status == 0, errors
     findings, _, table = output.partition("mistake → repair")
-    assert findings.splitlines()[0].startswith("9 mistakes, each with its repair, on SQLite 3.")
+    assert findings.splitlines()[0].startswith("14 mistakes, each with its repair, on SQLite 3.")
     for scenario in SCENARIOS:
         assert f"[{scenario.rule}]" in findings
         assert f"\n{scenario.name} " in table

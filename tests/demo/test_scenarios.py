@@ -55,8 +55,12 @@ def test_the_mistake_is_found_where_it_is_and_the_repair_is_silent(pairs: dict[s
     assert pair.repair.rows <= pair.mistake.rows
 
 
+# A demo in which statements fail would frighten; the rule's page has an example, and its tests have real deadlocks.
+WITHOUT_A_SCENARIO = {"database-error"}
+
+
 def test_every_rule_has_a_scenario() -> None:
-    assert {scenario.rule for scenario in SCENARIOS} == set(RULES)
+    assert {scenario.rule for scenario in SCENARIOS} == set(RULES) - WITHOUT_A_SCENARIO
 
 
 def test_the_suggestions_are_what_the_repairs_do(pairs: dict[str, Pair]) -> None:

@@ -381,7 +381,9 @@ def test_parents_from_an_aliased_entity(engine: Engine) -> None:
 
 def test_parents_from_text_and_from_rows_of_several_entities(engine: Engine) -> None:
     with sqla_watch.scope("text") as scope, Session(engine) as session:
-        written = select(Order).from_statement(text("SELECT * FROM orders WHERE id <= 6"))
+        written = select(Order).from_statement(
+            text("SELECT id, customer_id, placed_at, status FROM orders WHERE id <= 6")
+        )
         for order in session.scalars(written):
             order.customer.name
     assert found(scope) == [("n-plus-one", "Order.customer")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, joinedload, selectinload
 
@@ -114,7 +116,7 @@ async def test_async_a_large_result_is_found(shop_url: str, driver: str) -> None
             async with AsyncSession(engine) as session:
                 (await session.scalars(select(Item))).all()  # async session
             async with engine.connect() as connection:
-                (await connection.execute(text("SELECT * FROM items"))).all()  # async engine
+                (await connection.execute(text("SELECT id, quantity FROM items"))).all()  # async engine
     assert {place(finding) for finding in scope.findings} == {
         (__file__, line_of("async session")),
         (__file__, line_of("async engine")),
@@ -164,6 +166,19 @@ def test_streamed_results_are_fine(engine: Engine) -> None:
     assert scope.rows == 1200
     # `Result.yield_per` comes after the driver has fetched them all: that one is no stream.
     assert [finding.evidence["rows"] for finding in scope.findings] == [400]
+
+
+def test_on_sqlite_which_makes_each_row_when_it_is_asked_for(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'numbers.db'}")
+    sqla_watch.install(engine, settings=Settings(profile="test", rules=FROM_400_ROWS))
+    numbers = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) SELECT i FROM n")
+    with sqla_watch.scope("pieces") as pieces, engine.connect() as connection:
+        assert sum(1 for _ in connection.execute(numbers).yield_per(50)) == 400
+    with sqla_watch.scope("at once") as at_once, engine.connect() as connection:
+        assert len(connection.execute(numbers).all()) == 400
+    engine.dispose()
+    assert (pieces.rows, found(pieces)) == (400, [])
+    assert only(at_once).evidence["rows"] == 400
 
 
 @both_drivers

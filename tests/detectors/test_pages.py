@@ -24,7 +24,11 @@ from sqla_watch.detectors import RULES
 SECTIONS = ["What it sees", "Why it costs", "Example", "Use instead", "Thresholds", "How to silence it", "Limits"]
 
 # The shop of the tests is small: thresholds of size are lowered to it.
-SMALLER: dict[str, dict[str, Any]] = {"oversized-result": {"min_rows": 400}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "oversized-result": {"min_rows": 400},
+    "deep-offset": {"min_offset": 300},
+    "large-in-list": {"min_values": 100},
+}
 
 
 def sections_of(rule: str) -> dict[str, str]:
@@ -53,7 +57,7 @@ def test_every_page_has_its_sections_in_order(rule: str) -> None:
 def test_the_examples_are_true(rule: str, section: str, shop_url: str, tmp_path: Path) -> None:
     engine = create_engine(shop_url, pool_size=1, max_overflow=0)
     seen: list[Scope] = []
-    watch = sqla_watch.install(engine, settings=Settings(profile="test", rules=SMALLER))
+    watch = sqla_watch.install(engine, settings=Settings(profile="test", rules={rule: SMALLER.get(rule, {})}))
     watch.reporters.append(seen.append)
     source = tmp_path / "example.py"
     source.write_text(
@@ -77,8 +81,11 @@ def points_into(finding: Finding, source: Path) -> bool:
 def names_for(engine: Engine) -> dict[str, Any]:
     """What an example may use: SQLAlchemy's names, the shop's classes, and things at hand in an application."""
     return {
-        **{name: getattr(sqlalchemy, name) for name in ("select", "text", "func")},
-        **{name: getattr(sqlalchemy.orm, name) for name in ("Session", "joinedload", "selectinload")},
+        **{
+            name: getattr(sqlalchemy, name)
+            for name in ("select", "text", "func", "tuple_", "literal", "ARRAY", "Integer")
+        },
+        **{name: getattr(sqlalchemy.orm, name) for name in ("Session", "joinedload", "selectinload", "undefer")},
         **{name: getattr(models, name) for name in ("Customer", "Order", "Item", "Product", "Rate")},
         "ThreadPoolExecutor": ThreadPoolExecutor,
         "time": time,
@@ -86,4 +93,6 @@ def names_for(engine: Engine) -> dict[str, Any]:
         "session": Session(engine),
         "customer_ids": list(range(1, 11)),
         "orders": list(range(10)),
+        "many_ids": list(range(1, 101)),
+        "DBAPIError": sqlalchemy.exc.DBAPIError,
     }

@@ -284,6 +284,21 @@ def test_asking_again_after_whatever_may_have_written_is_fine(engine: Engine, wr
     assert found(scope) == []
 
 
+def test_asking_again_after_a_write_was_taken_back_is_fine(engine: Engine) -> None:
+    """ROLLBACK TO SAVEPOINT changes the answer as the write before it did."""
+    counts = []
+    with sqla_watch.scope("taken back") as scope, engine.connect() as connection:
+        for country in ("XA", "XB"):
+            savepoint = connection.begin_nested()
+            connection.execute(insert(rates), {"country": country, "percent": 1})
+            counts.append(connection.scalar(select(func.count()).select_from(rates)))
+            savepoint.rollback()
+            counts.append(connection.scalar(select(func.count()).select_from(rates)))
+        counts.append(connection.scalar(select(func.count()).select_from(rates)))
+    assert counts == [6, 5, 6, 5, 5]
+    assert found(scope) == []
+
+
 def test_locking_reads_are_no_questions(engine: Engine) -> None:
     with sqla_watch.scope("locks") as scope, Session(engine) as session:
         for _ in range(4):

@@ -580,6 +580,9 @@ async def test_a_group_of_tasks_of_which_one_fails(shop_url: str, driver: str) -
             with pytest.raises(ExceptionGroup) as raised:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(ask("SELECT pg_sleep(5)"))
+                    while not scope.connections:
+                        await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.05)
                     group.create_task(ask("SELECT id FROM nowhere"))
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
