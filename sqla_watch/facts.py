@@ -182,7 +182,7 @@ class StatementGroup:
     most_in_checkout: int = 0
     last_checkout: int = 0
     overlapping: int = 0
-    """Statements begun before the one before them had ended: they ran at once, not in a loop."""
+    """Transactions begun before the one before them had ended: they ran at once, not in a loop."""
     values: set[int] = field(default_factory=set)
     """Distinct fixed values; of lazy and column loads, distinct parents."""
     uncounted: int = 0

@@ -209,8 +209,6 @@ class Record:
             group = groups.get(key)
             if group is None:
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
-            elif started < group.finished:
-                group.overlapping += 1
             group.count += 1
             group.rows += rows
             group.nanoseconds += elapsed
@@ -234,7 +232,7 @@ class Record:
                 group.failed_last = False
             if sizes is not None:
                 skipped, listed = sizes
-                if skipped > group.most_skipped:
+                if skipped > group.most_skipped and rows:  # behind the end there was less to skip
                     group.most_skipped = skipped
                 if listed > group.most_listed:
                     group.most_listed = listed

@@ -139,9 +139,9 @@ class Scope:
         """Add up the pending facts. Any thread may call it; facts appended meanwhile stay for the next time."""
         with self._lock:
             if self._record is None:
-                # A whole program is not one unit of work: it does the same for many things by its nature.
+                # A program or a test is not one unit of work: it does the same for many things by its nature.
                 above = self.parent.record if self.parent is not None else None
-                self._record = Record(above, one_unit=self.kind != "run")
+                self._record = Record(above, one_unit=self.kind not in ("run", "test"))
             pending = self.pending
             number = len(pending)
             self._record.take(islice(pending, number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
 def pytest_configure(config: pytest.Config) -> None:
     # Not in pyproject.toml: pytest would import the package for it before coverage is there.
     config.addinivalue_line("filterwarnings", "default::sqla_watch.SqlaWatchWarning")
+    config.addinivalue_line("markers", "faults: something of ours is broken on purpose, and said in the log")
 
 
 def pytest_report_header() -> str:
@@ -107,12 +109,18 @@ def watch(engine: Engine) -> sqla_watch.Watch:
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave nothing installed, remembered or open behind a test."""
+def _clean(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave nothing installed, remembered or open behind a test; a rule or probe that failed looks silent otherwise."""
+    faults: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: faults.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("sqla_watch")
+    logger.addHandler(handler)
     for name in list(os.environ):
         if name.startswith("SQLA_WATCH_") and not name.startswith("SQLA_WATCH_TEST_"):
             monkeypatch.delenv(name)
     yield
+    logger.removeHandler(handler)
     sqla_watch.uninstall()
     ignores.clear()
     pace.clear()
@@ -120,3 +128,4 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType):
             vars(module).pop("__warningregistry__", None)
+    assert not faults or request.node.get_closest_marker("faults"), faults

@@ -231,6 +231,7 @@ def test_an_engine_that_is_gone_is_let_go_of(shop_url: str) -> None:
     assert gone() is None
 
 
+@pytest.mark.faults
 def test_a_probe_that_fails_says_so_once_and_switches_itself_off(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_probe_that_fails_says_so_once_and_switches_itself_off(
     ]
 
 
+@pytest.mark.faults
 def test_a_pool_probe_that_fails_does_the_same(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

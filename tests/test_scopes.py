@@ -156,6 +156,7 @@ def test_without_a_scope_a_connection_has_one_from_checkout_to_return(engine: En
     (warning,) = caught
     assert warning.category is NPlusOneWarning
     assert warning.filename == __file__
+    assert scopes[0].name.startswith("connection of n_plus_one (test_scopes.py:")
 
 
 def test_implicit_scopes_can_be_switched_off(engine: Engine, watch: Watch) -> None:
@@ -257,6 +258,7 @@ def test_a_commit_never_fails_because_of_a_finding(
     assert [record.finding.rule for record in caplog.records] == ["long-transaction"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.faults
 def test_a_reporter_that_fails_is_said_and_does_no_harm(
     engine: Engine, watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:

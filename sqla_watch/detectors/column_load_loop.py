@@ -68,7 +68,7 @@ class ColumnLoadLoop(Rule):
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each line and session."""
         for group in facts.groups:
-            if group.kind is not LoadKind.COLUMN or group.overlapping > group.count // 2:
+            if group.kind is not LoadKind.COLUMN:
                 continue
             objects = len(group.values) + group.uncounted
             if objects >= context["min_objects"] and group.nanoseconds >= context["min_seconds"] * 1e9:

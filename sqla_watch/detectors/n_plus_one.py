@@ -49,8 +49,7 @@ class NPlusOne(Rule):
 
     ## Limits
     Relationships with `lazy="dynamic"` or `"write_only"` send ordinary queries: `query-in-loop` sees those. Parents
-    loaded before the scope was opened have no query to name. Loads which ran at the same time, by
-    `asyncio.gather`, are not a loop.
+    loaded before the scope was opened have no query to name.
     """
 
     id = "n-plus-one"
@@ -76,7 +75,7 @@ class NPlusOne(Rule):
                 together < context["min_parents"] and group.most_in_checkout < lone
             ):
                 continue
-            if group.nanoseconds < context["min_seconds"] * 1e9 or group.overlapping > group.count // 2:
+            if group.nanoseconds < context["min_seconds"] * 1e9:
                 continue
             yield Found(self._finding(group, relationship, parents), (group,), group.ignores)
 

@@ -48,7 +48,7 @@ class QueryInLoop(Rule):
     A walk over pages (OFFSET), over ranges (`id > …`, BETWEEN), or over chunks of an IN list of 50 and more
     values is how large results are read, and silent: only its other values are compared. Statements that ran at
     the same time are not a loop. A transaction that writes, or sends more than one statement, is a unit of work of
-    its own, and a whole program (`sqla-watch run`) is no loop over connections. Statements without a table (calls
+    its own, and a whole program or test is no loop over connections. Statements without a table (calls
     of functions) cannot be asked at once.
     Relationship and column loads have rules of their own.
     """
@@ -68,8 +68,7 @@ class QueryInLoop(Rule):
             if not is_query(group) or group.fingerprint.locks or not group.fingerprint.tables:
                 continue
             values = len(group.values) + group.uncounted
-            at_once = group.overlapping > (0 if group.checkouts > 1 else group.count // 2)
-            if values < context["min_values"] or at_once:
+            if values < context["min_values"] or group.overlapping:
                 continue
             if group.nanoseconds < context["min_seconds"] * 1e9:
                 continue

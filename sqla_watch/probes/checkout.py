@@ -6,12 +6,14 @@ tasks and greenlets.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import count
 from time import perf_counter_ns as clock
 from typing import Any
 
 from sqla_watch import registry
+from sqla_watch.callsite import location_of
 from sqla_watch.facts import CODE, INSTRUCTION, STARTED, CallSite, Statement, Transaction, Wait
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
@@ -103,6 +105,10 @@ class Checkout:
             self.find_scope()
         scope, self.scope = self.scope, None
         if scope is not None:
+            groups = scope.record.groups
+            location = location_of(groups[0].call_site) if groups else None
+            if location is not None:
+                scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)
 
 

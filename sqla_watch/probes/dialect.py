@@ -103,6 +103,8 @@ def _execute(door: Door, original: Any) -> Any:
                         options = context.execution_options.get("_sa_orm_load_options")
                         if options is not None:
                             load = describe_load(context, options)
+                elif fingerprint.writes and statement[:6].lower() == "select":
+                    fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
                 elif fingerprint.returns_rows and not error:
                     rows = max(cursor.rowcount, 0)
 

@@ -24,8 +24,8 @@ from sqla_watch.scopes import Scope, close_scope, current_scope
 
 __all__ = ["unwatch_pool", "watch_pool"]
 
-SHORTEST_WAIT = 100_000
-"""Nanoseconds below which getting a connection is not waiting: it is the pool's own work."""
+SHORTEST_WAIT = 1_000_000
+"""Nanoseconds below which getting a connection is not waiting: it is the pool's own work, and the scheduler's."""
 
 _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
@@ -157,7 +157,8 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
 
 def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
     """The pool's limit was reached: there will be no checkout, the wait is all there is."""
-    fact = _wait(pool, started, clock() - started, site, timed_out=True)
+    waited = clock() - started
+    fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), timed_out=True)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 from sqlalchemy import Engine, Executable, ForeignKey, bindparam, func, select, text, union_all
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, DynamicMapped, Mapped, Session, WriteOnlyMapped, mapped_column, relationship
 
 import sqla_watch
@@ -398,3 +398,29 @@ def test_two_loops_in_one_function_are_two_findings(engine: Engine) -> None:
             connection.execute(text("SELECT id FROM orders WHERE customer_id = :number"), {"number": number})
     assert len(scope.findings) == 2
     assert len({finding.key for finding in scope.findings}) == 2
+
+
+@in_event_loop
+async def test_look_ups_at_once_are_no_loop(shop_url: str) -> None:
+    async def look_up_one(engine: AsyncEngine, number: int) -> str | None:
+        async with AsyncSession(engine) as session:
+            return await session.scalar(
+                select(Customer.name).where(Customer.id == number, func.pg_sleep(0.05).is_not(None))
+            )
+
+    async with watched_async_engine(shop_url, pool_size=10) as engine:
+        with sqla_watch.scope("gather") as scope:
+            names = await asyncio.gather(*(look_up_one(engine, number) for number in range(1, 8)))
+        assert len(set(names)) == 7
+        assert found(scope) == []
+        with sqla_watch.scope("one after the other") as scope:
+            for number in range(1, 8):
+                await look_up_one(engine, number)
+        assert found(scope) == [("query-in-loop", "SELECT customers")]
+
+
+def test_a_test_that_asks_for_many_things_is_no_loop_over_connections(engine: Engine) -> None:
+    with sqla_watch.scope("test_orders", kind="test") as scope:
+        for number in range(1, 9):
+            look_up(engine, number)
+    assert found(scope) == []

@@ -111,6 +111,14 @@ async def test_async_a_deep_page_is_found(shop_url: str) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_page_behind_the_end_is_fine(engine: Engine) -> None:
+    """A walk that stops at the first empty page skipped no more than there was."""
+    with sqla_watch.scope("end") as scope, Session(engine) as session:
+        session.scalars(select(Order).order_by(Order.id).limit(5).offset(1_000)).all()
+    assert found(scope) == []
+
+
+@pytest.mark.usefixtures("small")
 def test_shallow_pages_and_offsets_inside_are_fine(engine: Engine) -> None:
     inner = select(Order.id).order_by(Order.id).offset(80).limit(5).subquery()
     with sqla_watch.scope("shallow") as scope, Session(engine) as session:
