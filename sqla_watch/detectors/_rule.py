@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from sqla_watch.callsite import location_of
 from sqla_watch.facts import CallSite, LoadKind, Repeat, StatementGroup, Transaction, Wait
-from sqla_watch.findings import Finding, Location, Severity, SqlaWatchWarning
+from sqla_watch.findings import Finding, Location, RelatedLocation, Severity, SqlaWatchWarning
 from sqla_watch.ignores import Ignore, is_ignored
 from sqla_watch.settings import Action, Number, Profile, RuleSettings, Settings, SettingsError
 
@@ -144,6 +144,34 @@ def seconds(nanoseconds: int) -> float:
 def where(site: CallSite | None) -> Location | None:
     """Return the location of an instruction."""
     return location_of(site)
+
+
+def about(
+    rule: type[Rule],
+    group: StatementGroup,
+    *,
+    severity: Severity,
+    message: str,
+    evidence: Mapping[str, int | float | str | bool],
+    suggestion: str,
+    target: str = "",
+    related: tuple[RelatedLocation, ...] = (),
+) -> Finding:
+    """Return a finding about the statements of a group; what they cost is put to its evidence."""
+    database_seconds = seconds(group.nanoseconds)
+    return Finding(
+        rule=rule.id,
+        target=target or group.fingerprint.summary,
+        severity=severity,
+        message=message,
+        location=where(group.call_site),
+        evidence={**evidence, "statements": group.count, "database_seconds": database_seconds},
+        suggestion=suggestion,
+        related=related,
+        statement=group.fingerprint.text,
+        statements=group.count,
+        database_seconds=database_seconds,
+    )
 
 
 def is_query(group: StatementGroup) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
 from sqla_watch.facts import LoadKind, StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -78,8 +78,9 @@ class ColumnLoadLoop(Rule):
     def _finding(group: StatementGroup, objects: int) -> Finding:
         what = ", ".join(group.columns)
         owner = what.partition(".")[0]
-        return Finding(
-            rule=ColumnLoadLoop.id,
+        return about(
+            ColumnLoadLoop,
+            group,
             target=what,
             severity=Severity.HIGH,
             message=(
@@ -87,17 +88,11 @@ class ColumnLoadLoop(Rule):
                 if group.cause in ("deferred", "subclass")
                 else f"{objects} {owner} objects were loaded again, one by one: {_CAUSES[group.cause]}"
             ),
-            location=where(group.call_site),
             evidence={
                 "cause": group.cause,
                 "distinct_objects": objects,
-                "statements": group.count,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=_repair(group, what, owner),
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, is_query, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, is_query
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -59,25 +59,19 @@ class DeepOffset(Rule):
 
     @staticmethod
     def _finding(group: StatementGroup) -> Finding:
-        return Finding(
-            rule=DeepOffset.id,
-            target=group.fingerprint.summary,
+        return about(
+            DeepOffset,
+            group,
             severity=Severity.MEDIUM,
             message=(
                 f"OFFSET {group.most_skipped} on {', '.join(group.fingerprint.tables) or 'a query'}: "
                 f"{group.most_skipped} rows were read to be thrown away"
             ),
-            location=where(group.call_site),
             evidence={
                 "offset": group.most_skipped,
                 "rows": group.most_rows,
-                "statements": group.count,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=f"Go on from the last row of the page before:\n{keyset(group.fingerprint.order)}",
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, is_query, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, is_query
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -57,23 +57,17 @@ class LargeInList(Rule):
 
     @staticmethod
     def _finding(group: StatementGroup) -> Finding:
-        return Finding(
-            rule=LargeInList.id,
-            target=group.fingerprint.summary,
+        return about(
+            LargeInList,
+            group,
             severity=Severity.MEDIUM,
             message=f"a SELECT on {', '.join(group.fingerprint.tables)} had a list of {group.most_listed} values",
-            location=where(group.call_site),
             evidence={
                 "values": group.most_listed,
-                "statements": group.count,
                 "rows": group.rows,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=(
                 "Join with the query that the values came from, or send one array:\n"
                 "column == func.any(literal(values, ARRAY(Integer)))"
             ),
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, is_query, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, is_query
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -63,20 +63,14 @@ class LimitWithoutOrderBy(Rule):
     def _finding(group: StatementGroup) -> Finding:
         fingerprint = group.fingerprint
         table = fingerprint.tables[0]
-        return Finding(
-            rule=LimitWithoutOrderBy.id,
-            target=fingerprint.summary,
+        return about(
+            LimitWithoutOrderBy,
+            group,
             severity=Severity.MEDIUM,
             message=f"pages of {table} are taken without ORDER BY: which rows are on them is not defined",
-            location=where(group.call_site),
             evidence={
                 "rows": group.most_rows,
                 "offset": group.most_skipped,
-                "statements": group.count,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=f"Order by a unique column, such as the primary key:\n.order_by({table}.c.id)",
-            statement=fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, where
 from sqla_watch.facts import LoadKind, Relationship, StatementGroup
 from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
 
@@ -89,27 +89,22 @@ class NPlusOne(Rule):
             if location is not None:
                 related.append(RelatedLocation("parents loaded by the query", location))
         place = f"the query at {related[0].location}" if related else "the query that loads them"
-        return Finding(
-            rule=NPlusOne.id,
+        return about(
+            NPlusOne,
+            group,
             target=relationship.name,
             severity=Severity.HIGH,
             message=(
                 f"{relationship.name} was loaded lazily for {parents} {relationship.owner} objects, one by one: "
                 f"{group.count} statements where one would do"
             ),
-            location=where(group.call_site),
             evidence={
                 "relationship": relationship.name,
                 "distinct_parents": parents,
-                "statements": group.count,
                 "rows": group.rows,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=f"Add to {place}:\n{option}",
             related=tuple(related),
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
 from sqla_watch.facts import LoadKind, StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -64,23 +64,17 @@ class OversizedResult(Rule):
             if limited
             else "Ask for the rows you need: filter, add .limit(...) with an ORDER BY, or stream"
         )
-        return Finding(
-            rule=OversizedResult.id,
-            target=group.fingerprint.summary,
+        return about(
+            OversizedResult,
+            group,
             severity=Severity.MEDIUM,
             message=(
                 f"one statement ({group.fingerprint.summary}) returned {group.most_rows} rows "
                 f"{'in spite of its LIMIT' if limited else 'and has no LIMIT'}"
             ),
-            location=where(group.call_site),
             evidence={
                 "rows": group.most_rows,
                 "has_limit": limited,
-                "statements": group.count,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=f"{advice} the result in pieces:\n.execution_options(yield_per=500)",
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )

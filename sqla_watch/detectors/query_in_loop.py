@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, is_query, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, is_query
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -79,26 +79,20 @@ class QueryInLoop(Rule):
         fingerprint = group.fingerprint
         table = fingerprint.tables[0]
         connections = f", over {group.checkouts} connections" if group.checkouts > 1 else ""
-        return Finding(
-            rule=QueryInLoop.id,
-            target=fingerprint.summary,
+        return about(
+            QueryInLoop,
+            group,
             severity=Severity.HIGH,
             message=(
                 f"the same SELECT on {table} was sent {group.count} times with {values} different values"
                 f"{connections} ({group.rows} rows together)"
             ),
-            location=where(group.call_site),
             evidence={
-                "statements": group.count,
                 "different_values": values,
                 "connections": group.checkouts,
                 "rows": group.rows,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=_suggestion(group, table),
-            statement=fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, is_query, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, about, is_query
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -55,15 +55,11 @@ class SelectStar(Rule):
     @staticmethod
     def _finding(group: StatementGroup) -> Finding:
         table = group.fingerprint.tables[0]
-        return Finding(
-            rule=SelectStar.id,
-            target=group.fingerprint.summary,
+        return about(
+            SelectStar,
+            group,
             severity=Severity.LOW,
             message=f"SELECT * asks for every column of {', '.join(group.fingerprint.tables)}",
-            location=where(group.call_site),
-            evidence={"statements": group.count, "rows": group.rows, "database_seconds": seconds(group.nanoseconds)},
+            evidence={"rows": group.rows},
             suggestion=f"Name the columns that are read:\nSELECT {table}.…, {table}.… FROM {table}",
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )

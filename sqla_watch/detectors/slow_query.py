@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, seconds
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -58,26 +58,20 @@ class SlowQuery(Rule):
 
     @staticmethod
     def _finding(group: StatementGroup) -> Finding:
-        return Finding(
-            rule=SlowQuery.id,
-            target=group.fingerprint.summary,
+        return about(
+            SlowQuery,
+            group,
             severity=Severity.MEDIUM,
             message=(
                 f"a statement ({group.fingerprint.summary}) took {group.slowest / 1e9:.1f} s and returned "
                 f"{group.most_rows} rows"
             ),
-            location=where(group.call_site),
             evidence={
                 "slowest_seconds": seconds(group.slowest),
-                "statements": group.count,
                 "rows": group.most_rows,
-                "database_seconds": seconds(group.nanoseconds),
             },
             suggestion=(
                 "Look at its plan with EXPLAIN (ANALYZE, BUFFERS): does an index serve its filter and its order, "
                 "and does it return only what is needed?"
             ),
-            statement=group.fingerprint.text,
-            statements=group.count,
-            database_seconds=seconds(group.nanoseconds),
         )
