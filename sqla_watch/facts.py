@@ -135,9 +135,6 @@ Statement: TypeAlias = tuple[
 CODE: Final = 1
 INSTRUCTION: Final = 2
 STARTED: Final = 4
-FINISHED: Final = 5
-ROWS: Final = 6
-IGNORES: Final = 13
 """Places in a `Statement`."""
 
 
@@ -227,15 +224,12 @@ class Repeat:
     sites: dict[CallSite, int] = field(default_factory=dict)
     """Where it was sent from, and how often."""
 
-    def add(self, statement: Statement, nanoseconds: int) -> None:
+    def add(self, site: CallSite | None, rows: int, nanoseconds: int) -> None:
         """Add an execution, and the time it would have saved."""
-        rows = statement[ROWS]
         self.count += 1
-        self.rows += rows.rows if isinstance(rows, RowCounter) else rows
+        self.rows += rows
         self.nanoseconds += nanoseconds
-        code = statement[CODE]
-        if code is not None:
-            site = CallSite(code, statement[INSTRUCTION])
+        if site is not None:
             self.sites[site] = self.sites.get(site, 0) + 1
 
 

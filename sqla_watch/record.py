@@ -15,9 +15,6 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from sqla_watch.facts import (
-    FINISHED,
-    IGNORES,
-    STARTED,
     CallSite,
     Fact,
     Load,
@@ -41,7 +38,7 @@ MOST_GROUPS = 2_000
 MOST_VALUES = 40_000
 """Hashes of values and parents that are kept for counting distinct ones; about 70 bytes each."""
 MOST_ANSWERS = 4_000
-"""Different questions of one transaction among which repeats are looked for; about 400 bytes each."""
+"""Different questions of one transaction among which repeats are looked for; about 250 bytes each."""
 MOST_LOADS = 10_000
 """Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
 HELPER_STATEMENTS = 1
@@ -118,13 +115,14 @@ def _join(path: Path, further: Path) -> Path:
 class _Answers:
     """What one transaction has asked so far, and what it has written since.
 
-    A question is a number, and what is kept of it is the fact itself, so that asking makes no new objects.
+    A question is a number; kept of it are when it was answered last and the group it belongs to, no object of its own.
     """
 
-    __slots__ = ("asked", "repeats", "written")
+    __slots__ = ("answered", "groups", "repeats", "written")
 
     def __init__(self) -> None:
-        self.asked: dict[int, Statement] = {}
+        self.answered: dict[int, int] = {}
+        self.groups: dict[int, StatementGroup] = {}
         self.repeats: dict[int, Repeat] = {}
         self.written: dict[str, int] = {}
 
@@ -134,7 +132,8 @@ class _Answers:
             for table in fingerprint.tables:
                 self.written[table] = moment
         else:
-            self.asked.clear()
+            self.answered.clear()
+            self.groups.clear()
             self.repeats.clear()
 
 
@@ -176,9 +175,13 @@ class Record:
         """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
         groups = self._groups
         statements = all_rows = database = 0
+        # In a loop, one statement is like the one before: then its group is found without a look-up.
+        before: Statement | None = None
+        group: StatementGroup | None = None
         for any_fact in facts:
             if any_fact.__class__ is not tuple:
                 self._other(any_fact)
+                before = None  # a transaction's end folds its groups
                 continue
             fact = cast(Statement, any_fact)
             (
@@ -199,16 +202,26 @@ class Record:
             statements += 1
             all_rows += rows
             database += elapsed
-            key: Any
-            if load is None:
-                key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
-            else:
+            if load is not None:
                 what = load.relationship if load.kind is _LAZY else fingerprint.text
-                key = (what, id(code), instruction, load.session, ignores)
+                key: Any = (what, id(code), instruction, load.session, ignores)
                 fixed = load.parent
-            group = groups.get(key)
+                group = groups.get(key)
+            elif (
+                before is None
+                or before[0] is not fingerprint
+                or before[1] is not code
+                or before[2] != instruction
+                or before[3] != path
+                or before[9] != checkout
+                or before[11] is not None
+                or before[13] is not ignores
+            ):
+                key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
+                group = groups.get(key)
             if group is None:
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
+            before = fact
             group.count += 1
             group.rows += rows
             group.nanoseconds += elapsed
@@ -221,7 +234,8 @@ class Record:
             if counter is not None:
                 counter.group = group
                 counter.elapsed = elapsed
-                group.streamed = counter.streamed
+                if counter.streamed:
+                    group.streamed = True
             if error:
                 self.errors += 1
                 group.errors += 1
@@ -250,13 +264,14 @@ class Record:
                     if answers is None:
                         answers = self._answers[transaction] = _Answers()
                     question = hash((fingerprint.text, values))
-                    before = answers.asked.get(question)
-                    answers.asked[question] = fact
-                    if before is not None:
-                        self._ask_again(answers, question, before, fact)
-                    elif len(answers.asked) > MOST_ANSWERS:
-                        self.dropped += len(answers.asked)
-                        answers.asked.clear()
+                    if question in answers.answered:
+                        self._ask_again(answers, question, group, started, finished, rows)
+                    elif len(answers.answered) >= MOST_ANSWERS:
+                        self.dropped += len(answers.answered)
+                        answers.answered.clear()
+                        answers.groups.clear()
+                    answers.answered[question] = finished
+                    answers.groups[question] = group
                 elif fingerprint.may_write and transaction in self._answers:
                     self._answers[transaction].wrote(fingerprint, finished)
         self.statements += statements
@@ -422,21 +437,22 @@ class Record:
             del self._runids[: MOST_LOADS // 2]
             del self._loads[: MOST_LOADS // 2]
 
-    def _ask_again(self, answers: _Answers, key: int, before: Statement, again: Statement) -> None:
+    def _ask_again(
+        self, answers: _Answers, question: int, group: StatementGroup, started: int, finished: int, rows: int
+    ) -> None:
         """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
-        asked, started, finished = before[FINISHED], again[STARTED], again[FINISHED]
-        fingerprint = again[0]
-        if started < asked or started - asked >= POLL_NANOSECONDS:
+        answered = answers.answered[question]
+        if started < answered or started - answered >= POLL_NANOSECONDS:
             return
-        if any(answers.written.get(table, 0) > asked for table in fingerprint.tables):
-            answers.repeats.pop(key, None)
+        if any(answers.written.get(table, 0) > answered for table in group.fingerprint.tables):
+            answers.repeats.pop(question, None)
             return
-        repeat = answers.repeats.get(key)
+        repeat = answers.repeats.get(question)
         if repeat is None:
-            repeat = answers.repeats[key] = Repeat(fingerprint, again[IGNORES])
+            repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
             self.repeats.append(repeat)
-            repeat.add(before, 0)
-        repeat.add(again, finished - started)
+            repeat.add(answers.groups[question].call_site, rows, 0)
+        repeat.add(group.call_site, rows, finished - started)
 
     def _make_room(self) -> None:
         """Drop the oldest groups of a single statement; where all have more, the oldest groups."""

@@ -17,7 +17,7 @@ from sqla_watch.callsite import location_of
 from sqla_watch.facts import CODE, INSTRUCTION, STARTED, CallSite, Statement, Transaction, Wait
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.scopes import Scope, close_scope, current
+from sqla_watch.scopes import DIGEST, Scope, close_scope, current
 
 next_checkout: Callable[[], int] = count(1).__next__
 next_transaction: Callable[[], int] = count(1).__next__
@@ -77,7 +77,8 @@ class Checkout:
         scope = self.find_scope()
         if scope is None:
             return
-        scope.pending.append(
+        pending = scope.pending
+        pending.append(
             Transaction(
                 transaction.serial,
                 self.serial,
@@ -95,6 +96,8 @@ class Checkout:
                 error,
             )
         )
+        if len(pending) >= DIGEST:
+            scope.digest()
 
     def returned(self) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""

@@ -19,8 +19,8 @@ from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
 from sqla_watch.probes.checkout import Checkout, OpenTransaction, checkout_of, next_transaction
 from sqla_watch.probes.door import Door
-from sqla_watch.probes.internals import describe_load, loads_entities, orm
-from sqla_watch.probes.rows import count_rows
+from sqla_watch.probes.internals import DEFAULT_FETCH, describe_load, loads_entities, orm
+from sqla_watch.probes.rows import CountingFetch, count_stream
 from sqla_watch.scopes import DIGEST, current
 
 __all__ = ["watch_dialect"]
@@ -53,17 +53,20 @@ def _execute(door: Door, original: Any) -> Any:
     # Under AsyncSession the stack may end there, and goes on in another greenlet.
     nearest = 5 if getattr(door.target, "is_async", False) else 6
     kinds = user_code.kinds
+    enough = DIGEST
 
     def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> Any:
         try:
             checkout = context._dbapi_connection._connection_record._sqla_watch
         except AttributeError:
             checkout = _adopt(context)
+            if checkout is None:  # SQLAlchemy's own look-ups while it connects
+                return original(cursor, statement, parameters, context)
         scope = _current()
-        if scope is None or scope.closed:
-            scope = None if checkout is None else checkout.find_scope()
-        if scope is None or checkout is None or not door.open:
-            return original(cursor, statement, parameters, context)
+        if scope is None or scope.closed or not door.open:
+            scope = checkout.find_scope() if door.open else None
+            if scope is None:
+                return original(cursor, statement, parameters, context)
         error = ""
         started = clock()
         try:
@@ -86,8 +89,13 @@ def _execute(door: Door, original: Any) -> Any:
                 if fingerprint.reads:
                     if not error:
                         rows = cursor.rowcount
-                        if rows < 0:
-                            rows = count_rows(context, cursor)
+                        if rows < 0:  # the driver cannot tell yet
+                            if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
+                                context._is_server_side or "stream_results" in context.execution_options
+                            ):
+                                rows = context.cursor_fetch_strategy = CountingFetch()
+                            else:
+                                rows = count_stream(context, cursor)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -132,11 +140,12 @@ def _execute(door: Door, original: Any) -> Any:
                     0 if transaction is None else transaction.serial, load, runid,
                     _ignores() if entered_ignores else (), error, sizes,
                 )  # fmt: skip
+                scope.pending.append(fact)
                 if transaction is not None:
                     elapsed = finished - started
                     transaction.database += elapsed
                     if not fingerprint.housekeeping:
-                        transaction.statements += 1
+                        number = transaction.statements = transaction.statements + 1
                         transaction.last = fact
                         if fingerprint.may_write:
                             transaction.wrote = True
@@ -144,10 +153,8 @@ def _execute(door: Door, original: Any) -> Any:
                             transaction.first = fact
                         if elapsed > transaction.slowest:
                             transaction.slowest = elapsed
-                pending = scope.pending
-                pending.append(fact)
-                if len(pending) >= DIGEST:
-                    scope.digest()
+                        if not number % enough:  # and at the transaction's end
+                            scope.digest()
             except Exception:
                 door.fault()
             if scope.watched_raises and not error:

@@ -15,9 +15,10 @@ from sqla_watch.facts import RowCounter
 from sqla_watch.probes.internals import DEFAULT_FETCH
 
 
-class _CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
+class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
     """Fetches from the cursor as the default strategy does; counter and strategy in one object, for speed."""
 
+    # ruff: noqa: D102 - documented by SQLAlchemy's own class
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         # The strategy's own three lines, not a call of them: this runs for each row of `.one()` and `.first()`.
         try:
@@ -99,15 +100,18 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         return _CountingCursor(cursor, self.counter)
 
 
-def count_rows(context: Any, cursor: Any) -> int | RowCounter:
-    """Return a counter that follows the rows of this execution's result, or 0 where that is not possible."""
-    if DEFAULT_FETCH is None or context.cursor_fetch_strategy is not DEFAULT_FETCH:
+def count_stream(context: Any, cursor: Any) -> int | RowCounter:
+    """Have a counter follow the rows of a streamed result; 0 where somebody else fetches in a way of their own.
+
+    A result that is not streamed gets a `CountingFetch`, which the hot path does itself.
+    """
+    if context.cursor_fetch_strategy is not DEFAULT_FETCH:
         return 0
     options = context.execution_options
-    if context._is_server_side or options.get("stream_results", False):
-        counter = RowCounter()
-        counter.streamed = True
-        context.cursor_fetch_strategy = _CountingBuffer(_CountingCursor(cursor, counter), options, counter=counter)
-        return counter
-    strategy = context.cursor_fetch_strategy = _CountingFetch()
-    return strategy
+    if not (context._is_server_side or options.get("stream_results", False)):
+        strategy = context.cursor_fetch_strategy = CountingFetch()
+        return strategy
+    counter = RowCounter()
+    counter.streamed = True
+    context.cursor_fetch_strategy = _CountingBuffer(_CountingCursor(cursor, counter), options, counter=counter)
+    return counter

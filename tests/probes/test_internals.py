@@ -83,7 +83,8 @@ def test_without_the_orms_names_statements_are_still_counted(engine: Engine, mon
 def test_without_the_default_fetch_rows_of_such_cursors_are_not_counted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "DEFAULT_FETCH", None)
+    for module in (rows, dialect):
+        monkeypatch.setattr(module, "DEFAULT_FETCH", None)
     sqla_watch.install(engine)
     with sqla_watch.scope("stream") as scope, engine.connect() as connection:
         streamed = connection.execution_options(stream_results=True).execute(select(Order.id))
