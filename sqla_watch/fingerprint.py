@@ -18,9 +18,6 @@ from typing import Any, NamedTuple
 
 __all__ = ["Fingerprint", "Fingerprints"]
 
-VERSION = 1
-"""Version of the scheme; baselines written with another one do not match."""
-
 LONGEST_TEXT = 65_536
 """Characters of a statement that are read; a longer text is told apart by the hash of the whole."""
 

@@ -8,11 +8,25 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from sqla_watch.callsite import location_of
-from sqla_watch.facts import CallSite, LoadKind, Repeat, StatementGroup, Transaction, Wait
-from sqla_watch.findings import Finding, Location, RelatedLocation, Severity, SqlaWatchWarning
+from sqla_watch.callsite import location_of as where
+from sqla_watch.facts import LoadKind, Repeat, StatementGroup, Transaction, Wait
+from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
 from sqla_watch.ignores import Ignore, is_ignored
 from sqla_watch.settings import Action, Number, Profile, RuleSettings, Settings, SettingsError
+
+__all__ = [
+    "Context",
+    "Facts",
+    "Found",
+    "Rule",
+    "Threshold",
+    "about",
+    "is_query",
+    "judge",
+    "seconds",
+    "where",
+    "worst_first",
+]
 
 logger = logging.getLogger("sqla_watch")
 
@@ -139,11 +153,6 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 def seconds(nanoseconds: int) -> float:
     """Return nanoseconds as seconds, rounded to the microsecond."""
     return round(nanoseconds / 1e9, 6)
-
-
-def where(site: CallSite | None) -> Location | None:
-    """Return the location of an instruction."""
-    return location_of(site)
 
 
 def about(
