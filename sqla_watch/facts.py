@@ -9,7 +9,7 @@ Times are nanoseconds of `time.perf_counter_ns` as int; findings turn them into 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -72,7 +72,29 @@ class Load(NamedTuple):
     columns: tuple[str, ...]
     """Names of the columns of a column load, as `Customer.notes`."""
     cause: str = ""
-    """Why a column load was needed: `deferred`, `expired`, `subclass` or `refresh`."""
+    """Why it was needed: of columns `deferred`, `expired`, `subclass` or `refresh`; of relationships `flush` or
+    `delete` where SQLAlchemy itself touched them."""
+
+
+class Extra(NamedTuple):
+    """What there is to know of some statements beyond what there is of all."""
+
+    skipped: int = 0
+    """Rows skipped by OFFSET."""
+    listed: int = 0
+    """Values in its longest list."""
+    sets: int = 0
+    """Of a write: parameter sets that were sent with one call."""
+    alike: bool = False
+    """Of an UPDATE with many sets: all of them set the same values."""
+    flush: int = 0
+    """Number of the flush that it belongs to, 0 for none."""
+    session: int = 0
+    """`Session.hash_key` of the flush's session."""
+    uncached: int = 0
+    """How often this line has sent a statement that SQLAlchemy's cache could not serve."""
+    why: str = ""
+    """What made it so: `literals`, `values`, or the name of the class without a cache key."""
 
 
 class CallSite(NamedTuple):
@@ -98,6 +120,11 @@ class RowCounter:
     """Nanoseconds of the statement with the fetches so far, once it is in a group."""
     group: StatementGroup | None = None
 
+    unread: int = 0
+    """Rows that the driver had fetched and nobody asked for."""
+    parents: int = 0
+    """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
+
     def add(self, rows: int, nanoseconds: int) -> None:
         """Add rows fetched and the time it took."""
         self.rows += rows
@@ -111,6 +138,18 @@ class RowCounter:
             group.slowest = max(group.slowest, self.elapsed)
             group.record.add_rows(rows, nanoseconds)
 
+    def leave(self, unread: int) -> None:
+        """Note that a result was closed or dropped while rows of it were unread."""
+        self.unread = unread
+        if self.group is not None:
+            self.group.count_rows(self)
+
+    def count_parents(self, parents: int) -> None:
+        """Note how many distinct objects there were in all rows of a joined query."""
+        self.parents = parents
+        if self.group is not None:
+            self.group.count_rows(self)
+
 
 Statement: TypeAlias = tuple[
     "Fingerprint",
@@ -120,15 +159,15 @@ Statement: TypeAlias = tuple[
     int,  # nanoseconds: started
     int,  # and finished
     "int | RowCounter",  # rows that it returned, or their counter
-    int,  # hash of all parameter values
-    int,  # hash of those that do not walk: without OFFSET, ranges, chunks of IN
+    int,  # hash of all parameter values; of an UPDATE, of those that it sets
+    int,  # hash of those that tell what it is about: without OFFSET, ranges, chunks of IN, and what an UPDATE sets
     int,  # serial number of the connection's checkout
     int,  # serial number of the transaction; negative in autocommit, 0 outside of any
     "Load | None",
     int,  # SQLAlchemy's number of this load, 0 for what loads no entities
     "tuple[Ignore, ...]",
     str,  # SQLSTATE or exception's class if it failed
-    "tuple[int, int] | None",  # rows skipped by OFFSET, and values in its longest list; None for neither
+    "Extra | None",
 ]
 """One execution of a DBAPI cursor. A bare tuple, because one is made for each statement: half a microsecond less."""
 
@@ -163,6 +202,34 @@ class StatementGroup:
     finished: int = 0
     streamed: bool = False
     """Its rows came in pieces."""
+    most_unread: int = 0
+    """Rows of one of its statements that were fetched and never read, at most; and those fetched with them."""
+    unread_of: int = 0
+    multiplied_rows: int = 0
+    """Rows of the statement whose joined collections multiplied them most, and the distinct objects in them."""
+    multiplied_parents: int = 0
+    most_sets: int = 0
+    """Parameter sets that one of its writes was sent with, at most."""
+    most_alike: int = 0
+    """The same, of UPDATEs that set the same values in all of them."""
+    flushed: int = 0
+    """Writes that a flush sent."""
+    most_in_flush: int = 0
+    """Single-row writes of one flush, at most."""
+    last_flush: int = 0
+    in_flush: int = 0
+    assigned: set[int] = field(default_factory=set)
+    """Hashes of the values that its UPDATEs set; more than one is not kept."""
+    unit: int = 0
+    """Session or connection of its last transaction."""
+    in_unit: int = 0
+    """Transactions in a row, of one session or connection, that were nothing but one such write and its COMMIT."""
+    most_in_unit: int = 0
+    uncached: int = 0
+    """How often its line has sent a statement that SQLAlchemy's cache could not serve, and why."""
+    why: str = ""
+    on_event_loop: bool = False
+    """Its connection was taken by a synchronous engine in a thread where an event loop runs."""
     most_skipped: int = 0
     """Rows that one of its statements skipped by OFFSET, at most."""
     most_listed: int = 0
@@ -192,6 +259,13 @@ class StatementGroup:
     root_sites: dict[CallSite, int] = field(default_factory=dict)
     """Where those queries are, and how many of the parents each loaded."""
 
+    def count_rows(self, counter: RowCounter) -> None:
+        """Take over what is known of the rows of one of its statements."""
+        if counter.unread > self.most_unread:
+            self.most_unread, self.unread_of = counter.unread, counter.rows
+        if counter.parents and counter.rows * (self.multiplied_parents or 1) > self.multiplied_rows * counter.parents:
+            self.multiplied_rows, self.multiplied_parents = counter.rows, counter.parents
+
     def merge(self, other: StatementGroup) -> None:
         """Add the numbers of a group of the same statements in another checkout, but not its values."""
         self.overlapping += other.started < self.finished
@@ -204,6 +278,17 @@ class StatementGroup:
         self.slowest = max(self.slowest, other.slowest)
         self.most_skipped = max(self.most_skipped, other.most_skipped)
         self.most_listed = max(self.most_listed, other.most_listed)
+        if other.most_unread > self.most_unread:
+            self.most_unread, self.unread_of = other.most_unread, other.unread_of
+        if other.multiplied_rows > self.multiplied_rows:
+            self.multiplied_rows, self.multiplied_parents = other.multiplied_rows, other.multiplied_parents
+        self.most_sets = max(self.most_sets, other.most_sets)
+        self.most_alike = max(self.most_alike, other.most_alike)
+        self.flushed += other.flushed
+        self.most_in_flush = max(self.most_in_flush, other.most_in_flush)
+        self.assigned |= other.assigned
+        self.uncached = max(self.uncached, other.uncached)
+        self.on_event_loop = self.on_event_loop or other.on_event_loop
         self.failed_last = other.failed_last
         self.finished = max(self.finished, other.finished)
         self.streamed = self.streamed or other.streamed
@@ -273,6 +358,141 @@ class Wait(NamedTuple):
     pool_size: int
     max_overflow: int
     ignores: tuple[Ignore, ...]
+    checkout: int = 0
+    """Serial number of the checkout that it led to."""
+    on_event_loop: bool = False
+    """Whether a synchronous engine was asked in a thread where an event loop runs."""
 
 
-Fact: TypeAlias = Statement | Transaction | Wait
+class FlushCause(StrEnum):
+    """What made a session flush."""
+
+    EXPLICIT = "explicit"
+    AUTOFLUSH = "autoflush"
+    COMMIT = "commit"
+    SAVEPOINT = "savepoint"
+
+
+class Flush(NamedTuple):
+    """One flush of a session that sent statements."""
+
+    serial: int
+    session: int
+    cause: FlushCause
+    call_site: CallSite | None
+    statements: int
+    objects: int
+    """New, changed and deleted objects."""
+    started: int
+    finished: int
+    ignores: tuple[Ignore, ...]
+
+
+@dataclass(slots=True, eq=False)
+class FlushGroup:
+    """Flushes of one session from one line."""
+
+    session: int
+    cause: FlushCause
+    call_site: CallSite | None
+    ignores: tuple[Ignore, ...]
+    count: int = 0
+    statements: int = 0
+    objects: int = 0
+    nanoseconds: int = 0
+
+
+class SessionEvent(StrEnum):
+    """What can be wrong with a session's life."""
+
+    HELD = "held"
+    """It held many objects when it committed or was closed."""
+    UNSAVED = "unsaved"
+    """It was closed with changes that were neither committed nor rolled back."""
+    OUTLIVED = "outlived"
+    """A transaction of one request went on in another."""
+    SHARED = "shared"
+    """Two threads or tasks used its connection at the same moment."""
+
+
+class SessionUse(NamedTuple):
+    """Something about the life of a session."""
+
+    event: SessionEvent
+    call_site: CallSite | None
+    ignores: tuple[Ignore, ...]
+    objects: int = 0
+    """Objects in its identity map."""
+    new: int = 0
+    changed: int = 0
+    deleted: int = 0
+    flushed: int = 0
+    """Statements that had written, in a transaction that was not committed."""
+    other: CallSite | None = None
+    """The other line: of the write, of the first request's statement, of the statement that was running."""
+    where: str = ""
+    """Name of the scope it had been used in before."""
+
+
+class MissingLoad(NamedTuple):
+    """An attribute that was touched outside of a greenlet, where an asynchronous driver cannot be waited for."""
+
+    owner: str
+    """Name of the class; empty where no attribute was touched."""
+    key: str
+    cause: str
+    """`relationship`, `deferred`, `expired`, or empty."""
+    to_many: bool
+    parent_runid: int
+    call_site: CallSite | None
+    ignores: tuple[Ignore, ...]
+    query: CallSite | None = None
+    """The query that loaded the object; the record fills it in."""
+
+
+class EngineConfiguration(NamedTuple):
+    """How an engine was made, as far as it can be wrong; no address, no credentials."""
+
+    dialect: str
+    """Names of dialect and driver: `postgresql+psycopg`."""
+    pool: str
+    """Class of the pool."""
+    pool_size: int
+    max_overflow: int
+    """-1 for no limit."""
+    pre_ping: bool
+    recycle_seconds: float
+    """-1 for never."""
+    reset_on_return: bool
+    echo: bool
+    isolation_level: str
+    """As given to `create_engine`; empty if it was not."""
+    query_cache_size: int
+    call_site: CallSite | None
+    """The line that installed the watch or made the engine."""
+
+
+class AttributeRead(NamedTuple):
+    """An attribute that was read, on objects that one statement loaded."""
+
+    owner: str
+    key: str
+    runid: int
+
+
+@dataclass(slots=True, eq=False)
+class EagerLoad:
+    """Relationships, or columns, that a statement brought with its objects."""
+
+    group: StatementGroup
+    relationship: Relationship | None
+    """None for the columns of the entity itself."""
+    owner: str
+    columns: tuple[str, ...] = ()
+    rows: int = 0
+    parents: int = 0
+    read: set[str] = field(default_factory=set)
+    """What was read of it: the relationship's key, or columns."""
+
+
+Fact: TypeAlias = Statement | Transaction | Wait | Flush | SessionUse | MissingLoad | EngineConfiguration

@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["Fingerprint", "Fingerprints"]
+if TYPE_CHECKING:
+    from sqla_watch.facts import Relationship
+
+__all__ = ["Fingerprint", "Fingerprints", "Shape"]
 
 LONGEST_TEXT = 65_536
 """Characters of a statement that are read; a longer text is told apart by the hash of the whole."""
@@ -97,6 +100,28 @@ _HOUSEKEEPING = frozenset(
 _CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema")
 
 
+class Shape(NamedTuple):
+    """What an ORM SELECT of one class loads with each row."""
+
+    owner: str
+    """Name of the class."""
+    key: tuple[int, ...]
+    """Positions of its primary key in a row, where joined collections may multiply the rows; else empty."""
+    collections: tuple[tuple[str, ...], ...]
+    """The joined collections, each as the relationships that lead to it: `("Customer.orders", "Order.items")`."""
+    relationships: tuple[Relationship, ...]
+    """The relationships that are loaded by joins."""
+    columns: tuple[str, ...]
+    """The attributes of the class itself that are loaded."""
+
+    @property
+    def siblings(self) -> bool:
+        """Whether two collections multiply each other: neither is on the way to the other."""
+        return any(
+            one[: len(two)] != two and two[: len(one)] != one for one in self.collections for two in self.collections
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
     """The identity of a statement without its values. Two are the same if their `text` is."""
@@ -140,7 +165,9 @@ class Fingerprint:
     expanding: bool = False
     """Has an IN list that SQLAlchemy expands."""
     walking: frozenset[str | int] = frozenset()
-    """Parameters, by name or position, of OFFSET, ranges and keyset comparisons."""
+    """Parameters, by name or position, of OFFSET, ranges and keyset comparisons, and those that an UPDATE sets."""
+    assigned: tuple[str | int, ...] = ()
+    """Parameters, by name or position, that an UPDATE sets its columns to."""
     literals: int = 0
     """Hash of the literals pasted into the text; 0 for none."""
     fixed_literals: int = 0
@@ -149,11 +176,20 @@ class Fingerprint:
     """No literals, nothing that walks, no lists: the hash of the parameters says it all."""
     entities: bool = False
     """Known to be an ORM SELECT, which makes or refreshes objects."""
+    shape: Shape | None = None
+    """What an ORM SELECT of one class loads with each row."""
 
     @property
     def summary(self) -> str:
         """Operation and tables, the form of OpenTelemetry's `db.query.summary`: `SELECT orders`."""
         return " ".join((self.operation, *self.tables))[:255]
+
+    def hash_assigned(self, parameters: Any) -> int:
+        """Return the hash of the values that an UPDATE sets; 0 where positions moved, or for another statement."""
+        try:
+            return hash(tuple(_hash(parameters[name]) for name in self.assigned)) if self.assigned else 0
+        except (LookupError, TypeError):
+            return 0
 
     def sizes(self, parameters: Any) -> tuple[int, int]:
         """Return how many rows an execution skips by OFFSET, and how many values its longest list has."""
@@ -264,9 +300,10 @@ def read(text: str) -> Fingerprint:
 
     marked = _SPACES.sub(" ", _TOKENS.sub(mark, text[:LONGEST_TEXT].replace("\0", " "))).strip()
     structure = _structure(marked)
-    walking = structure.walking
+    walking = structure.walking | structure.assigned
     pasted = [index for index, name in enumerate(names) if name == ""]
     walking_names = frozenset(names[index] for index in walking if names[index] != "")
+    assigned = tuple(names[index] for index in sorted(structure.assigned) if names[index] != "")
     skipping = structure.offset
     shown = _MARK.sub(lambda m: "?" if names[int(m[1])] == "" else values[int(m[1])], marked)
     if pasted:
@@ -295,6 +332,7 @@ def read(text: str) -> Fingerprint:
         key_column=structure.key_column,
         expanding=expanding,
         walking=walking_names,
+        assigned=assigned,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
         fixed_literals=hash(tuple(values[index] for index in pasted if index not in walking)) if pasted else 0,
         simple=not (pasted or walking_names or expanding or structure.listed > 1),
@@ -311,6 +349,7 @@ class _Structure(NamedTuple):
     operation: str
     tables: tuple[str, ...]
     walking: frozenset[int]
+    assigned: frozenset[int]
     returns_rows: bool
     housekeeping: bool
     may_write: bool
@@ -344,6 +383,7 @@ def _structure(marked: str) -> _Structure:
         operation=operation,
         tables=tables,
         walking=frozenset(_walking(marked)),
+        assigned=_assigned(marked) if operation == "UPDATE" else frozenset(),
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
         housekeeping=housekeeping,
         key_column=_key_column(marked),
@@ -377,6 +417,24 @@ def _walking(marked: str) -> set[int]:
     if columns:
         found |= {int(match[2]) for match in _EQUAL.finditer(marked) if match[1].lower() in columns}
     return found
+
+
+def _assigned(marked: str) -> frozenset[int]:
+    """Return the numbers of the values between SET and WHERE of an UPDATE."""
+    depth = begin = 0
+    end = len(marked)
+    for match in _WORD_OR_PARENTHESIS.finditer(marked):
+        word = match[0].upper()
+        if word == "(":
+            depth += 1
+        elif word == ")":
+            depth -= 1
+        elif depth == 0 and not begin and word == "SET":
+            begin = match.end()
+        elif depth == 0 and begin and word in ("WHERE", "FROM", "RETURNING"):
+            end = match.start()
+            break
+    return frozenset(int(number) for number in _MARK.findall(marked[begin:end])) if begin else frozenset()
 
 
 def _outermost(marked: str) -> str:

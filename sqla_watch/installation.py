@@ -18,11 +18,15 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy.engine import Engine
 
 from sqla_watch import registry
-from sqla_watch.callsite import user_code
-from sqla_watch.probes import internals
+from sqla_watch.callsite import call_site, user_code
+from sqla_watch.probes import internals, uncached
+from sqla_watch.probes.attributes import tracking
 from sqla_watch.probes.dialect import watch_dialect
 from sqla_watch.probes.door import Door
+from sqla_watch.probes.engine import describe_engine
+from sqla_watch.probes.greenlets import watch_missing_greenlets
 from sqla_watch.probes.pool import unwatch_pool, watch_pool
+from sqla_watch.probes.session import session_door
 from sqla_watch.scopes import Scope
 from sqla_watch.settings import Settings
 
@@ -88,17 +92,19 @@ class Watch:
             self._engines.clear()
             if not any(isinstance(watch, Watch) and watch.everything for watch in registry.watches):
                 _future.close()
-            if registry.watches:
-                _configure()
-            else:
-                user_code.configure()
+            _configure()
+            if not registry.watches:
+                _everywhere.close()
+                registry.news.clear()
                 internals.forget()
+                uncached.forget()
 
     def _add(self, engine: Engine) -> None:
         with _lock:
             probed = _probed.get(engine)
             if probed is None:
                 probed = _probed[engine] = _Probed(engine)
+                registry.news.append(describe_engine(engine, call_site(sys._getframe(1))))
             probed.holders.add(self)
             self._engines.add(engine)
 
@@ -111,6 +117,27 @@ class Watch:
     def __repr__(self) -> str:
         what = "every engine" if self.everything else ", ".join(repr(engine) for engine in self._engines)
         return f"<Watch of {what or 'no engine any more'}>"
+
+
+class _Everywhere:
+    """The probes that belong to no engine: those of sessions, and of MissingGreenlet."""
+
+    def __init__(self) -> None:
+        self._greenlets: Door | None = None
+
+    def open(self) -> None:
+        session_door.open()
+        if self._greenlets is None:
+            self._greenlets = watch_missing_greenlets()
+
+    def close(self) -> None:
+        session_door.close()
+        if self._greenlets is not None:
+            self._greenlets.close()
+            self._greenlets = None
+
+
+_everywhere = _Everywhere()
 
 
 class _FutureEngines:
@@ -198,6 +225,7 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
         elif settings is not None:
             watch.settings = Settings.load(settings)
         _configure()
+        _everywhere.open()
         if target is not None:
             watch._add(target)
         else:
@@ -230,6 +258,8 @@ def _configure() -> None:
         user=dict.fromkeys(name for each in settings for name in each.user_code),
         library=dict.fromkeys(name for each in settings for name in each.library_code),
     )
+    active = {rule for each in settings for rule in each.active}
+    tracking.configure(relationships="unused-eager-load" in active, columns="wide-rows" in active)
 
 
 def _release(engine: Engine, watch: Watch) -> None:

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from sqla_watch.facts import (
     CallSite,
+    EngineConfiguration,
+    Extra,
     Fact,
+    Flush,
+    FlushGroup,
     Load,
     LoadKind,
+    MissingLoad,
     Repeat,
     RowCounter,
+    SessionEvent,
+    SessionUse,
     Statement,
     StatementGroup,
     Transaction,
@@ -140,7 +147,13 @@ class _Answers:
 class Record:
     """Everything a scope has seen, added up. Written by one thread at a time (the scope's lock)."""
 
-    def __init__(self, parent: Record | None = None, *, one_unit: bool = True) -> None:
+    def __init__(
+        self,
+        parent: Record | None = None,
+        *,
+        one_unit: bool = True,
+        reads: Collection[tuple[str, int | None]] | None = None,
+    ) -> None:
         self.one_unit = one_unit
         """Whether all in it belongs together, so that a helper called for each of many things is a loop."""
         self.statements = 0
@@ -156,6 +169,12 @@ class Record:
         self.transactions: _Longest[Transaction] = _Longest()
         self.waits: _Longest[Wait] = _Longest()
         self.repeats: list[Repeat] = []
+        self.sessions: list[SessionUse] = []
+        self.missing_loads: list[MissingLoad] = []
+        self.engines: list[EngineConfiguration] = []
+        self._reads = reads
+        self._flushes: dict[Any, FlushGroup] = {}
+        self._on_event_loop: set[int] = set()
         self._parent = parent
         self._outer: Record | None = None
         self._groups: dict[Any, StatementGroup] = {}
@@ -171,10 +190,29 @@ class Record:
         """The groups in the order in which their first statements came."""
         return list(self._groups.values())
 
+    @property
+    def flushes(self) -> list[FlushGroup]:
+        """The flushes, added up by session and line."""
+        return list(self._flushes.values())
+
+    @property
+    def follows_attributes(self) -> bool:
+        """Whether it is known which attributes were read; in an implicit scope, which ends too early, it is not."""
+        return self._reads is not None
+
+    def attributes_read(self) -> set[tuple[str, CallSite]]:
+        """Return the attributes that were read, each with the line of the query that loaded its object."""
+        found = set()
+        for key, runid in list(self._reads or ()):
+            entry = self.find_load(runid) if runid is not None else None
+            if entry is not None and entry.site is not None:
+                found.add((key, entry.site))
+        return found
+
     def take(self, facts: Iterable[Fact]) -> None:
         """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
         groups = self._groups
-        statements = all_rows = database = 0
+        statements = all_rows = database = latest = 0
         # In a loop, one statement is like the one before: then its group is found without a look-up.
         before: Statement | None = None
         group: StatementGroup | None = None
@@ -186,7 +224,7 @@ class Record:
             fact = cast(Statement, any_fact)
             (
                 fingerprint, code, instruction, path, started, finished, rows, values, fixed,
-                checkout, transaction, load, runid, ignores, error, sizes,
+                checkout, transaction, load, runid, ignores, error, extra,
             ) = fact  # fmt: skip
             elapsed = finished - started
             if fingerprint.housekeeping:
@@ -221,7 +259,10 @@ class Record:
                 group = groups.get(key)
             if group is None:
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
+            if started < latest and before is not None and before[9] == checkout > 0:
+                self._overlap(before, fact)
             before = fact
+            latest = finished
             group.count += 1
             group.rows += rows
             group.nanoseconds += elapsed
@@ -236,6 +277,8 @@ class Record:
                 counter.elapsed = elapsed
                 if counter.streamed:
                     group.streamed = True
+                if counter.unread or counter.parents:
+                    group.count_rows(counter)
             if error:
                 self.errors += 1
                 group.errors += 1
@@ -244,13 +287,11 @@ class Record:
                 continue
             if group.errors:
                 group.failed_last = False
-            if sizes is not None:
-                skipped, listed = sizes
-                if skipped > group.most_skipped and rows:  # behind the end there was less to skip
-                    group.most_skipped = skipped
-                if listed > group.most_listed:
-                    group.most_listed = listed
-            if fixed not in group.values:
+            if extra is not None:
+                self._add_extra(group, extra, rows)
+            if values and fingerprint.writes and len(group.assigned) < 2:
+                group.assigned.add(values)
+            if fixed not in group.values and not (group.flushed and group.values):
                 if self._room > 0:
                     group.values.add(fixed)
                     self._room -= 1
@@ -278,9 +319,67 @@ class Record:
         self.rows += all_rows
         self.database += database
 
+    def _add_extra(self, group: StatementGroup, extra: Extra, rows: int) -> None:
+        """Add what there is to know of some statements only."""
+        if extra.skipped > group.most_skipped and rows:  # behind the end there was less to skip
+            group.most_skipped = extra.skipped
+        group.most_listed = max(group.most_listed, extra.listed)
+        if extra.uncached > group.uncached:
+            group.uncached, group.why = extra.uncached, extra.why
+        if extra.sets:
+            group.most_sets = max(group.most_sets, extra.sets)
+            if extra.alike:
+                group.most_alike = max(group.most_alike, extra.sets)
+        if extra.flush:
+            group.flushed += 1
+            group.session = extra.session
+            group.in_flush = group.in_flush + 1 if extra.flush == group.last_flush else 1
+            group.last_flush = extra.flush
+            if not extra.sets:
+                group.most_in_flush = max(group.most_in_flush, group.in_flush)
+
+    def _overlap(self, one: Statement, other: Statement) -> None:
+        """Note that two statements of one connection ran at the same time, once for each pair of lines."""
+        if other[4] < one[4]:  # which of them came while the other ran
+            one, other = other, one
+        site = None if other[1] is None else CallSite(other[1], other[2])
+        first = None if one[1] is None else CallSite(one[1], one[2])
+        self._add_session(SessionUse(SessionEvent.SHARED, site, other[13], other=first))
+
+    def _add_session(self, use: SessionUse) -> None:
+        """Keep what is known of a session's life; the same of the same line once, the largest."""
+        for index, known in enumerate(self.sessions):
+            if known.event is use.event and (use.event is SessionEvent.HELD or known.call_site == use.call_site):
+                if use.objects > known.objects:
+                    self.sessions[index] = use
+                return
+        if len(self.sessions) < MOST_KEPT:
+            self.sessions.append(use)
+        else:
+            self.dropped += 1
+
     def _other(self, fact: Fact) -> None:
         """Add a fact that is no statement."""
-        if isinstance(fact, Transaction):
+        if isinstance(fact, Flush):
+            key = (fact.session, fact.cause, fact.call_site, fact.ignores)
+            group = self._flushes.get(key)
+            if group is None:
+                if len(self._flushes) >= MOST_GROUPS:
+                    self._flushes.clear()
+                group = self._flushes[key] = FlushGroup(fact.session, fact.cause, fact.call_site, fact.ignores)
+            group.count += 1
+            group.statements += fact.statements
+            group.objects += fact.objects
+            group.nanoseconds += fact.finished - fact.started
+        elif isinstance(fact, SessionUse):
+            self._add_session(fact)
+        elif isinstance(fact, MissingLoad):
+            if len(self.missing_loads) < MOST_KEPT:
+                query = self.find_load(fact.parent_runid) if fact.parent_runid else None
+                self.missing_loads.append(fact._replace(query=None if query is None else query.site))
+        elif isinstance(fact, EngineConfiguration):
+            self.engines.append(fact)
+        elif isinstance(fact, Transaction):
             self.ending += fact.ending
             self._fold(fact)
             if fact.serial < 0:  # autocommit: there was no transaction
@@ -294,6 +393,8 @@ class Record:
         elif isinstance(fact, Wait):
             if not fact.timed_out:
                 self.checkouts += 1
+            if fact.on_event_loop:
+                self._on_event_loop.add(fact.checkout)
             if fact.nanoseconds:
                 self.wait += fact.nanoseconds
                 self.waits.add(fact.nanoseconds, fact)
@@ -320,6 +421,7 @@ class Record:
             0 if load is None else load.session,
             ignores,
             started=started,
+            on_event_loop=checkout in self._on_event_loop,
         )
         if load is not None:
             group.columns, group.cause = load.columns, load.cause
@@ -334,7 +436,18 @@ class Record:
         connection of its own for each call is seen. A loop inside of the transaction stays a group of its own.
         """
         looks_up = self.one_unit and not transaction.wrote and transaction.statements <= HELPER_STATEMENTS
-        for key in self._by_checkout.pop(transaction.checkout, ()):
+        keys = self._by_checkout.pop(transaction.checkout, ())
+        groups = [group for key in keys if (group := self._groups.get(key)) is not None]
+        # One row written and committed; objects that were read again for it (loads) are not among these groups.
+        writes_one = (
+            transaction.wrote
+            and transaction.outcome == "commit"
+            and len(groups) == 1
+            and groups[0].fingerprint.writes
+            and groups[0].count == 1
+            and groups[0].most_sets <= 1
+        )
+        for key in keys:
             group = self._groups.get(key)
             if group is None or len(group.values) > 1:
                 continue
@@ -349,13 +462,30 @@ class Record:
                 folded = self._groups[line] = group
             else:
                 folded.merge(group)
-            if looks_up:
+            if writes_one:
+                self._count_unit(folded, group.session or transaction.checkout)
+            if looks_up or writes_one:
                 for value in values - folded.values:
                     if self._room > 0:
                         folded.values.add(value)
                         self._room -= 1
                     else:
                         folded.uncounted += 1
+                if writes_one:
+                    folded.most_in_unit = max(folded.most_in_unit, min(len(folded.values), folded.in_unit))
+
+    def _count_unit(self, folded: StatementGroup, unit: int) -> None:
+        """Count transactions in a row that wrote one row each, of one session or connection.
+
+        A scope that is one unit of work has all of them in it, whoever's session they are.
+        """
+        if self.one_unit or unit == folded.unit:
+            folded.in_unit += 1
+        else:
+            folded.in_unit = 1
+            self._room += len(folded.values)
+            folded.values.clear()
+        folded.unit = unit
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
         """Add rows that were fetched after their statement had been counted, also where its totals went since."""
@@ -381,7 +511,12 @@ class Record:
             self._loads,
             self._queries,
             self._by_checkout,
+            self._flushes,
+            self._on_event_loop,
             self.repeats,
+            self.sessions,
+            self.missing_loads,
+            self.engines,
         ):
             kept.clear()
         self.transactions = _Longest()

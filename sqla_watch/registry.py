@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from sqla_watch.settings import Settings
 
 if TYPE_CHECKING:
+    from sqla_watch.facts import Fact
     from sqla_watch.scopes import Scope
 
 
@@ -24,6 +25,9 @@ class Installed(Protocol):
 watches: list[Installed] = []
 """Installed watches, the latest last."""
 
+news: list[Fact] = []
+"""Facts about engines, which the next scope takes: they belong to the process, and are told once."""
+
 _defaults: list[Settings] = []
 
 
@@ -34,6 +38,13 @@ def active_settings() -> Settings:
     if not _defaults:
         _defaults.append(Settings.load())
     return _defaults[0]
+
+
+def take_news() -> list[Fact]:
+    """Return the facts about engines that no scope has taken yet; they are the caller's from now on."""
+    taken = news[:]
+    del news[: len(taken)]
+    return taken
 
 
 def subscribers() -> list[Callable[[Scope], None]]:

@@ -34,6 +34,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 DIGEST = 192
 """Facts that a scope keeps before it adds them up: about 80 kB, which the processor's cache still holds."""
 
+UNITS = frozenset({"request", "task", "job"})
+"""Kinds of scopes that are a unit of work: what is open in one must not be in the next."""
+
 MOST_FINDINGS = 1_000
 """Findings of scopes inside of it that a scope keeps; they have been reported before, by their own scope."""
 
@@ -49,7 +52,7 @@ class Scope:
 
     __slots__ = (
         "_findings", "_lock", "_raised", "_record", "_token", "closed", "finished", "kind", "name", "parent", "pending",
-        "settings", "started", "started_at", "watched_raises",
+        "reads", "settings", "started", "started_at", "watched_raises",
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, settings: Settings, parent: Scope | None = None) -> None:
@@ -60,6 +63,8 @@ class Scope:
         self.parent = parent
         self.pending: list[Fact] = []
         """Facts not yet added up; probes append to it."""
+        self.reads: set[tuple[str, int | None]] = set()
+        """Attributes that were read, by the number of the statement that loaded their object; where that is tracked."""
         self.closed = False
         self.watched_raises = settings.raises
         """Rules that raise: then each statement is judged at once."""
@@ -71,6 +76,14 @@ class Scope:
         self._record: Record | None = None
         self._lock = threading.RLock()
         self._token: Token[Scope | None] | None = None
+
+    @property
+    def unit(self) -> Scope | None:
+        """The unit of work that it is, or is part of: a request, a task, a job."""
+        scope: Scope | None = self
+        while scope is not None and scope.kind not in UNITS:
+            scope = scope.parent
+        return scope
 
     @property
     def record(self) -> Record:
@@ -141,7 +154,9 @@ class Scope:
             if self._record is None:
                 # A program or a test is not one unit of work: it does the same for many things by its nature.
                 above = self.parent.record if self.parent is not None else None
-                self._record = Record(above, one_unit=self.kind not in ("run", "test"))
+                reads = None if self.kind == "implicit" else self.reads
+                self._record = Record(above, one_unit=self.kind not in ("run", "test"), reads=reads)
+                self._record.take(registry.take_news())
             pending = self.pending
             number = len(pending)
             self._record.take(islice(pending, number))

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from sqla_watch.callsite import location_of as where
-from sqla_watch.facts import LoadKind, Repeat, StatementGroup, Transaction, Wait
+from sqla_watch.facts import (
+    CallSite,
+    EngineConfiguration,
+    FlushGroup,
+    LoadKind,
+    MissingLoad,
+    Repeat,
+    SessionUse,
+    StatementGroup,
+    Transaction,
+    Wait,
+)
 from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
 from sqla_watch.ignores import Ignore, is_ignored
 from sqla_watch.settings import Action, Number, Profile, RuleSettings, Settings, SettingsError
@@ -44,6 +55,19 @@ class Facts(Protocol):
     def transactions(self) -> Iterable[Transaction]: ...
     @property
     def waits(self) -> Iterable[Wait]: ...
+    @property
+    def flushes(self) -> list[FlushGroup]: ...
+    @property
+    def sessions(self) -> list[SessionUse]: ...
+    @property
+    def missing_loads(self) -> list[MissingLoad]: ...
+    @property
+    def engines(self) -> list[EngineConfiguration]: ...
+
+    @property
+    def follows_attributes(self) -> bool: ...
+
+    def attributes_read(self) -> set[tuple[str, CallSite]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,17 @@ from typing import Any
 
 from sqla_watch import registry
 from sqla_watch.callsite import location_of
-from sqla_watch.facts import CODE, INSTRUCTION, STARTED, CallSite, Statement, Transaction, Wait
+from sqla_watch.facts import (
+    CODE,
+    INSTRUCTION,
+    STARTED,
+    CallSite,
+    SessionEvent,
+    SessionUse,
+    Statement,
+    Transaction,
+    Wait,
+)
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current
@@ -26,7 +36,18 @@ next_transaction: Callable[[], int] = count(1).__next__
 class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
-    __slots__ = ("database", "first", "last", "serial", "slowest", "statements", "wrote")
+    __slots__ = (
+        "database",
+        "first",
+        "last",
+        "last_write",
+        "scope",
+        "serial",
+        "slowest",
+        "statements",
+        "writes",
+        "wrote",
+    )
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
@@ -34,6 +55,12 @@ class OpenTransaction:
         self.database = 0
         self.slowest = 0
         self.wrote = False
+        """Whether it sent anything that may have written."""
+        self.writes = 0
+        """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
+        self.last_write: Statement | None = None
+        self.scope: Scope | None = None
+        """Where its last statement was recorded."""
         self.first: Statement | None = None
         self.last: Statement | None = None
 
@@ -69,6 +96,21 @@ class Checkout:
                     self.wait = None
         return scope
 
+    def moved(self, scope: Scope, fact: Statement) -> None:
+        """A transaction's statement is in another scope than the one before it: tell if that one was a request's."""
+        transaction = self.transaction
+        if transaction is None:
+            return
+        before, transaction.scope = transaction.scope, scope
+        if before is None or transaction.last is None:
+            return
+        ended, now = before.unit, scope.unit
+        if ended is not None and ended.closed and now is not None and now is not ended:
+            site = site_of(transaction.last)
+            scope.pending.append(
+                SessionUse(SessionEvent.OUTLIVED, site_of(fact), active_ignores.get(), other=site, where=ended.name)
+            )
+
     def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int, error: str = "") -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
         if transaction is None or transaction.first is None or transaction.last is None:
@@ -90,8 +132,8 @@ class Checkout:
                 transaction.database,
                 finished - started,
                 transaction.slowest,
-                _site(transaction.first),
-                _site(transaction.last),
+                site_of(transaction.first),
+                site_of(transaction.last),
                 active_ignores.get(),
                 error,
             )
@@ -115,7 +157,8 @@ class Checkout:
             close_scope(scope, quiet=True)
 
 
-def _site(statement: Statement) -> CallSite | None:
+def site_of(statement: Statement) -> CallSite | None:
+    """Return the line of a statement."""
     code = statement[CODE]
     return None if code is None else CallSite(code, statement[INSTRUCTION])
 

@@ -14,16 +14,30 @@ from types import FrameType
 from typing import Any
 
 from sqla_watch.callsite import USER, locate, user_code
+from sqla_watch.facts import Extra
 from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
+from sqla_watch.probes.attributes import tracking
 from sqla_watch.probes.checkout import Checkout, OpenTransaction, checkout_of, next_transaction
 from sqla_watch.probes.door import Door
-from sqla_watch.probes.internals import DEFAULT_FETCH, describe_load, loads_entities, orm
-from sqla_watch.probes.rows import CountingFetch, count_stream
-from sqla_watch.scopes import DIGEST, current
+from sqla_watch.probes.internals import (
+    DEFAULT_FETCH,
+    NO_CACHE_KEY,
+    describe_load,
+    describe_shape,
+    loads_entities,
+    orm,
+)
+from sqla_watch.probes.rows import MANY_ROWS, CountingFetch, count_stream, follow
+from sqla_watch.probes.session import flushing, session_door
+from sqla_watch.probes.uncached import count_uncached
+from sqla_watch.scopes import DIGEST, Scope, current
 
 __all__ = ["watch_dialect"]
+
+MANY_ALIKE = 50
+"""Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
 fingerprints = Fingerprints()
 _current = current.get
@@ -78,22 +92,28 @@ def _execute(door: Door, original: Any) -> Any:
             finished = clock()
             try:
                 compiled = context.compiled
+                uncached = False
                 try:
                     fingerprint = compiled._sqla_watch
                 except AttributeError:
                     fingerprint = _fingerprint(statement, compiled)
+                    uncached = bool(fingerprint.literals) or context.cache_hit is NO_CACHE_KEY
 
                 rows: Any = 0
                 values = fixed = runid = 0
-                load = sizes = None
+                load = extra = None
                 if fingerprint.reads:
                     if not error:
                         rows = cursor.rowcount
-                        if rows < 0:  # the driver cannot tell yet
+                        if rows >= MANY_ROWS:
+                            rows = follow(context, fingerprint, rows)
+                        elif rows < 0:  # the driver cannot tell yet
                             if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
                                 context._is_server_side or "stream_results" in context.execution_options
                             ):
                                 rows = context.cursor_fetch_strategy = CountingFetch()
+                                if fingerprint.shape is not None:
+                                    rows.key = fingerprint.shape.key
                             else:
                                 rows = count_stream(context, cursor)
                     if fingerprint.simple:
@@ -105,16 +125,23 @@ def _execute(door: Door, original: Any) -> Any:
                             values, fixed = fingerprint.hash_values(parameters)
                     else:
                         values, fixed = fingerprint.hash_values(parameters)
-                        sizes = fingerprint.sizes(parameters)
+                        skipped, listed = fingerprint.sizes(parameters)
+                        if skipped or listed:
+                            extra = Extra(skipped, listed)
                     if fingerprint.entities:
                         runid = orm.next_runid()
+                        if tracking.columns or tracking.relationships:
+                            tracking.follow(compiled)
                         options = context.execution_options.get("_sa_orm_load_options")
                         if options is not None:
                             load = describe_load(context, options)
-                elif fingerprint.writes and statement[:6].lower() == "select":
-                    fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
-                elif fingerprint.returns_rows and not error:
-                    rows = max(cursor.rowcount, 0)
+                elif fingerprint.writes:
+                    if statement[:6].lower() == "select":
+                        fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
+                    else:
+                        values, fixed, extra = _write(fingerprint, parameters, context, scope)
+                        if fingerprint.returns_rows and not error:
+                            rows = max(cursor.rowcount, 0)
 
                 frame: FrameType | None
                 try:
@@ -132,29 +159,38 @@ def _execute(door: Door, original: Any) -> Any:
                     path = 0 if frame is None else frame.f_lasti
                     frame = None
 
+                if uncached and not fingerprint.housekeeping:
+                    extra = count_uncached(extra, fingerprint, context, code, instruction)
                 transaction = checkout.transaction
                 if transaction is None and not fingerprint.housekeeping:  # begun before this watch was installed
                     transaction = checkout.transaction = OpenTransaction(next_transaction())
                 fact = (
                     fingerprint, code, instruction, path, started, finished, rows, values, fixed, checkout.serial,
                     0 if transaction is None else transaction.serial, load, runid,
-                    _ignores() if entered_ignores else (), error, sizes,
+                    _ignores() if entered_ignores else (), error, extra,
                 )  # fmt: skip
                 scope.pending.append(fact)
                 if transaction is not None:
                     elapsed = finished - started
                     transaction.database += elapsed
                     if not fingerprint.housekeeping:
+                        if transaction.scope is not scope:
+                            checkout.moved(scope, fact)
                         number = transaction.statements = transaction.statements + 1
                         transaction.last = fact
                         if fingerprint.may_write:
                             transaction.wrote = True
+                            if fingerprint.writes and not error:
+                                transaction.writes += 1
+                                transaction.last_write = fact
                         if transaction.first is None:
                             transaction.first = fact
                         if elapsed > transaction.slowest:
                             transaction.slowest = elapsed
                         if not number % enough:  # and at the transaction's end
                             scope.digest()
+                    elif fingerprint.operation == "ROLLBACK":  # to a savepoint
+                        transaction.writes = 0
             except Exception:
                 door.fault()
             if scope.watched_raises and not error:
@@ -163,13 +199,31 @@ def _execute(door: Door, original: Any) -> Any:
     return do_execute
 
 
+def _write(fingerprint: Fingerprint, parameters: Any, context: Any, scope: Scope) -> tuple[int, int, Extra | None]:
+    """Return the hash of what an UPDATE sets, the hash of which rows a write is about, and what else there is of it."""
+    flush = flushing.get()
+    serial = session = 0
+    if flush is not None and flush.runs:
+        serial, session = flush.serial, flush.key
+        flush.statements += 1
+        flush.scope = scope
+    if not context.executemany:
+        fixed = fingerprint.hash_values(parameters)[1]
+        return fingerprint.hash_assigned(parameters), fixed, Extra(flush=serial, session=session) if serial else None
+    every = context.compiled_parameters if context.compiled is not None else parameters
+    sets = len(every)
+    alike = sets >= MANY_ALIKE and len({fingerprint.hash_assigned(each) for each in parameters}) == 1
+    return 0, 0, Extra(sets=sets, alike=alike, flush=serial, session=session)
+
+
 def _fingerprint(statement: Any, compiled: Any) -> Fingerprint:
     """Return a statement's fingerprint, and leave it on SQLAlchemy's compiled form, which is kept for the next time."""
     if compiled is None:
         return fingerprints.of(statement)
     found = fingerprints.of(compiled.string)
     if loads_entities(compiled):
-        found = replace(found, entities=True)
+        found = replace(found, entities=True, shape=describe_shape(compiled))
+    session_door.open()  # now that the ORM may be there
     with contextlib.suppress(AttributeError):  # a compiled form that takes no attributes is looked up each time
         compiled._sqla_watch = found
     return found

@@ -13,14 +13,19 @@ from types import CodeType
 from typing import Any
 
 from sqlalchemy.engine import cursor as _cursor
+from sqlalchemy.engine import default as _default
 
 from sqla_watch.facts import Load, LoadKind, Relationship
+from sqla_watch.fingerprint import Shape
 
 RECORD_KEY = "_sqla_watch"
 """Attribute of a pool's connection record under which a checkout is kept while it lasts; the hot path spells it out."""
 
 DEFAULT_FETCH: Any = getattr(_cursor, "_DEFAULT_FETCH", None)
 """How a plain cursor is fetched; None where the name is gone, and rows of such cursors are not counted."""
+
+NO_CACHE_KEY: Any = getattr(getattr(_default, "CacheStats", None), "NO_CACHE_KEY", object())
+"""What an execution context says of a statement that has no key for SQLAlchemy's cache."""
 
 _MOST_RELATIONSHIPS = 2_000
 _relationships: dict[Any, Relationship] = {}
@@ -33,8 +38,8 @@ class _Orm:
         self._known = False
         self.compile_state: type | None = None
         """Class of an ORM SELECT's compile state."""
-        self.immediate_code: CodeType | None = None
-        """Code of the loader behind `immediateload`."""
+        self.asking_codes: dict[CodeType, str] = {}
+        """Codes of those who load what they need before anybody touches it, and what they are called here."""
         self.next_runid: Callable[[], int] = itertools.count(1).__next__
         """Gives the number which each object loaded from now on carries."""
 
@@ -49,7 +54,15 @@ class _Orm:
         # The names with an underscore are those of 2.1.
         self.compile_state = getattr(context, "_ORMCompileState", None) or getattr(context, "ORMCompileState", None)
         immediate = getattr(strategies, "_ImmediateLoader", None) or getattr(strategies, "ImmediateLoader", None)
-        self.immediate_code = getattr(getattr(immediate, "_load_for_path", None), "__code__", None)
+        session: Any = getattr(sys.modules.get("sqlalchemy.orm.session"), "Session", None)
+        for method, name in (
+            (getattr(immediate, "_load_for_path", None), "immediate"),
+            (getattr(session, "_delete_impl", None), "delete"),
+            (getattr(session, "delete", None), "delete"),
+        ):
+            code = getattr(method, "__code__", None)
+            if code is not None:
+                self.asking_codes[code] = name
         self.next_runid = _counter_of(getattr(loading, "_new_runid", None)) or self.next_runid
 
 
@@ -86,8 +99,12 @@ def describe_load(context: Any, options: Any) -> Load | None:
     state = getattr(options, "_lazy_loaded_from", None)
     if state is not None and elements:
         relationship = _relationship(elements[-1], state.load_path.path)
-        kind = LoadKind.EAGER if _immediately() else LoadKind.LAZY
-        return Load(kind, relationship, hash(state.key and state.key[1]), state.runid or 0, _session_of(state), ())
+        reason = _reason()
+        kind = LoadKind.EAGER if reason == "immediate" else LoadKind.LAZY
+        if not reason and getattr(state.session, "_flushing", False):
+            reason = "flush"
+        parent = hash(state.key and state.key[1])
+        return Load(kind, relationship, parent, state.runid or 0, _session_of(state), (), reason)
     state = getattr(options, "_refresh_state", None)
     if state is not None:
         columns = getattr(compile_options, "_only_load_props", None)
@@ -140,16 +157,77 @@ def _step(attribute: Any) -> tuple[str, str, bool]:
     return (attribute.parent.class_.__name__, attribute.key, bool(attribute.uselist))
 
 
-def _immediately() -> bool:
-    """Whether a load that looks lazy was asked for by `immediateload`: told by a frame of its loader."""
+def _reason() -> str:
+    """Return who asked for a load that looks lazy: `immediate` for immediateload, `delete` for session.delete.
+
+    Told by a frame of theirs; empty for anybody else.
+    """
     frame: Any = sys._getframe(2)
-    for _ in range(16):
+    codes = orm.asking_codes
+    for _ in range(24):
         if frame is None:
-            return False
-        if frame.f_code is orm.immediate_code:
-            return True
+            return ""
+        if frame.f_code in codes:
+            return codes[frame.f_code]
         frame = frame.f_back
-    return False
+    return ""
+
+
+def describe_shape(compiled: Any) -> Shape | None:
+    """Return what an ORM SELECT of one class loads with each row; None for several classes, or columns only."""
+    try:
+        state = compiled.compile_state
+        (entity,) = state._entities
+        mapper = entity.mapper
+        places = _places(compiled._result_columns)
+        key = mapper.primary_key if state.multi_row_eager_loaders else ()
+        joined = [path.path for (kind, path) in filter(_is_pair, state.attributes) if kind in _EAGER_JOINS]
+        chains = [tuple(each for each in path if hasattr(each, "direction")) for path in joined]
+        return Shape(
+            mapper.class_.__name__,
+            tuple(_place_of(entity.selectable.corresponding_column(column), places, compiled) for column in key),
+            tuple(
+                tuple(f"{each.parent.class_.__name__}.{each.key}" for each in chain)
+                for chain in chains
+                if chain[-1].uselist
+            ),
+            tuple(_relationship(chain[-1], chain[:-1]) for chain in chains),
+            tuple(
+                each.key
+                for each in mapper.column_attrs
+                if id(entity.selectable.corresponding_column(each.columns[0])) in places
+            ),
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+_EAGER_JOINS = ("eager_row_processor", "user_defined_eager_row_processor")
+
+
+def _is_pair(key: Any) -> bool:
+    return isinstance(key, tuple) and len(key) == 2
+
+
+def _places(result_columns: Any) -> dict[int, int]:
+    """Return the position in a row by the identity of each object that the column stands for."""
+    places: dict[int, int] = {}
+    for place, (_, _, objects, *_) in enumerate(result_columns):
+        for each in objects:
+            if not isinstance(each, str):
+                places.setdefault(id(each), place)
+    return places
+
+
+def _place_of(column: Any, places: dict[int, int], compiled: Any) -> int:
+    """Return the position of a column in a row: its own, else that of a subquery's column that it became."""
+    found = places.get(id(column))
+    if found is not None:
+        return found
+    for place, (_, _, objects, *_) in enumerate(compiled._result_columns):
+        if any(column in getattr(each, "proxy_set", ()) for each in objects if not isinstance(each, str)):
+            return place
+    raise ValueError("the key is not among the columns")
 
 
 def forget() -> None:

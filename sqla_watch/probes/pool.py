@@ -7,6 +7,7 @@ SQLAlchemy has no event for asking, only for getting. So the pool gets a subclas
 from __future__ import annotations
 
 import sys
+from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from typing import Any
 from weakref import WeakSet, ref
@@ -140,6 +141,7 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         # A pool that hands one connection to several (StaticPool), or a pool's own second try.
         if checkout.requested < started:
             checkout.depth += 1
+            checkout.serial = -abs(checkout.serial)  # whose statements may overlap
         return
     checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
     _out[id(record)] = ref(record), ref(pool)
@@ -147,7 +149,7 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
     elif site is None:  # somebody was faster
         site = call_site(sys._getframe(2))
-    fact = _wait(pool, started, wait, site, timed_out=False)
+    fact = _wait(pool, started, wait, site, timed_out=False, checkout=checkout.serial)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)
@@ -169,9 +171,12 @@ def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
         close_scope(scope, quiet=True)
 
 
-def _wait(pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, timed_out: bool) -> Wait:
+def _wait(
+    pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, timed_out: bool, checkout: int = 0
+) -> Wait:
+    on_loop = _running_loop() is not None and not _is_async(pool)
     if not nanoseconds:
-        return Wait(started, 0, False, None, 0, 0, ())
+        return Wait(started, 0, False, None, 0, 0, (), checkout, on_loop)
     size = getattr(pool, "size", None)
     return Wait(
         started,
@@ -181,4 +186,11 @@ def _wait(pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, t
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
         active.get(),
+        checkout,
+        on_loop,
     )
+
+
+def _is_async(pool: Any) -> bool:
+    """Whether a pool's connections are those of an asynchronous driver; also where that cannot be told."""
+    return getattr(getattr(pool, "_dialect", None), "is_async", True) is not False or "ipykernel" in sys.modules

@@ -23,7 +23,7 @@ def test_every_name_is_there() -> None:
     first = orm.next_runid
     orm.look()
     assert orm.compile_state is not None
-    assert orm.immediate_code is not None
+    assert set(orm.asking_codes.values()) == {"immediate", "delete"}
     assert orm.next_runid is not first
     assert internals.DEFAULT_FETCH is not None
     assert type(orm.next_runid.__self__).__name__ == "count"  # type: ignore[attr-defined]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
+from sqla_watch.facts import LoadKind, Relationship, StatementGroup
+from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
+from sqla_watch.settings import Action, Profile
+
+
+class UnusedEagerLoadWarning(SqlaWatchWarning):
+    """A relationship was loaded eagerly, and nobody read it."""
+
+
+class UnusedEagerLoad(Rule):
+    """A relationship that was loaded with the query, and never read.
+
+    ## What it sees
+    Relationships that `joinedload`, `selectinload`, `subqueryload` or the mapping load eagerly, by the line of the
+    query, and whether one of them was read on any object of that query within the scope.
+
+    ## Why it costs
+    It is a join or a statement more, rows on the wire and objects in memory, for nothing.
+
+    ## Example
+    ```python
+    for order in session.scalars(select(Order).options(selectinload(Order.items)).limit(10)):
+        print(order.status)
+    ```
+
+    ## Use instead
+    ```python
+    for order in session.scalars(select(Order).limit(10)):
+        print(order.status)
+    ```
+
+    ## Thresholds
+    `min_parents`: objects for which it was loaded (5 in all).
+
+    ## How to silence it
+    `with sqla_watch.ignore("unused-eager-load", "Order.items", reason="…"):` or
+    `# sqla-watch: ignore[unused-eager-load]`.
+
+    ## Limits
+    Off by default, in all profiles: to know what is read, the class of eagerly loaded relationships is replaced by
+    one that notes each reading. Readers of `__dict__`, and what is read after the scope, are not seen. Implicit
+    scopes have no findings of this rule.
+    """
+
+    id = "unused-eager-load"
+    guide = (5,)
+    warning = UnusedEagerLoadWarning
+    thresholds: ClassVar = {"min_parents": Threshold(5, 5, 5, "objects for which it was loaded")}
+    actions: ClassVar = dict.fromkeys(Profile, Action.IGNORE)
+
+    def find(self, facts: Facts, context: Context) -> Iterator[Found]:
+        """Yield one finding for each relationship and query."""
+        if not facts.follows_attributes:
+            return
+        read: set[tuple[str, object]] | None = None
+        for group in facts.groups:
+            for relationship in _eager(group):
+                parents = max(group.most_listed, group.most_rows)
+                if parents < context["min_parents"] or group.call_site is None:
+                    continue
+                read = set(facts.attributes_read()) if read is None else read
+                if (relationship.key, group.call_site) not in read:
+                    yield Found(self._finding(group, relationship, parents), (group,), group.ignores)
+
+    @staticmethod
+    def _finding(group: StatementGroup, relationship: Relationship, parents: int) -> Finding:
+        return about(
+            UnusedEagerLoad,
+            group,
+            target=relationship.name,
+            severity=Severity.LOW,
+            message=f"{relationship.name} was loaded eagerly and never read ({group.rows} rows)",
+            evidence={
+                "relationship": relationship.name,
+                "objects": parents,
+                "rows": group.rows,
+            },
+            suggestion=(
+                f"Take its option out of the query, or, where the mapping says so, out of this one:\n"
+                f".options(noload({relationship.name}))  # or lazyload"
+            ),
+        )
+
+
+def _eager(group: StatementGroup) -> tuple[Relationship, ...]:
+    """Return the relationships that a group's statements loaded eagerly."""
+    if group.kind is LoadKind.EAGER:
+        return () if group.relationship is None else (group.relationship,)
+    shape = group.fingerprint.shape
+    return () if shape is None or group.kind is LoadKind.COLUMN else shape.relationships

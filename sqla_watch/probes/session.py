@@ -1,0 +1,280 @@
+"""The Session's door: flushes, and how sessions end.
+
+SQLAlchemy's own session events are used, on the Session class, because they see as much as a wrapper would and cost
+nothing between flushes. Only `close` is wrapped: no event tells what a session still held. `Flush` and `SessionUse`
+facts flow out. An application that does not import the ORM has none of this.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextvars import ContextVar
+from itertools import count
+from time import perf_counter_ns as clock
+from types import CodeType, FrameType
+from typing import Any
+from weakref import ref
+
+from sqlalchemy import event
+
+from sqla_watch import registry
+from sqla_watch.callsite import DATABASE, USER, call_site, user_code
+from sqla_watch.facts import CallSite, Fact, Flush, FlushCause, SessionEvent, SessionUse
+from sqla_watch.ignores import active
+from sqla_watch.probes.checkout import Checkout, site_of
+from sqla_watch.probes.door import Door, logger
+from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.scopes import Scope, close_scope, current_scope
+
+__all__ = ["flushing", "session_door"]
+
+MANY_OBJECTS = 1_000
+"""Objects in an identity map from which on it is worth a fact."""
+
+_next_flush = count(1).__next__
+
+
+class OpenFlush:
+    """A flush that runs; the statements in it add themselves."""
+
+    __slots__ = ("_session", "cause", "key", "objects", "scope", "serial", "site", "started", "statements")
+
+    def __init__(self, session: Any, cause: FlushCause, site: CallSite | None, objects: int) -> None:
+        self.serial = _next_flush()
+        self._session = ref(session)
+        self.key: int = session.hash_key
+        self.cause = cause
+        self.site = site
+        self.objects = objects
+        self.statements = 0
+        self.scope: Scope | None = None
+        """Where its statements are recorded."""
+        self.started = clock()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is still going on: one that failed has told nobody."""
+        session = self._session()
+        return session is not None and getattr(session, "_flushing", True)
+
+
+flushing: ContextVar[OpenFlush | None] = ContextVar("sqla_watch_flush", default=None)
+"""The flush that runs here, or the last one."""
+
+
+class _SessionDoor:
+    """The listeners on the Session class, and the wrapper of its `close`; on while anything is watched."""
+
+    def __init__(self) -> None:
+        self.opened = False
+        self._failed = False
+        self._doors: list[Door] = []
+        self._codes: dict[CodeType, FlushCause] = {}
+        self._listening: list[tuple[str, Any]] = []
+
+    def open(self) -> None:
+        """Begin to listen, if the application has imported the ORM. May be repeated."""
+        module: Any = sys.modules.get("sqlalchemy.orm.session")
+        if self.opened:
+            self._open_async()
+            return
+        if not registry.watches or not hasattr(module, "sessionmaker"):
+            return
+        self.opened = True
+        self._failed = False
+        session_class = module.Session
+        transaction = getattr(module, "SessionTransaction", None)
+        for owner, method, cause in (
+            (session_class, "_autoflush", FlushCause.AUTOFLUSH),
+            (transaction, "_take_snapshot", FlushCause.SAVEPOINT),
+            (transaction, "_prepare_impl", FlushCause.COMMIT),
+        ):
+            code = getattr(getattr(owner, method, None), "__code__", None)
+            if code is not None:
+                self._codes[code] = cause
+        self._listening = [
+            ("before_flush", self._before_flush),
+            ("after_flush", self._after_flush),
+            ("after_commit", self._after_commit),
+        ]
+        for name, listener in self._listening:
+            event.listen(session_class, name, listener)
+        self._doors = [Door("session", session_class)]
+        self._doors[0].wrap("close", _close)
+        self._open_async()
+
+    def _open_async(self) -> None:
+        asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio.session")
+        if self.opened and len(self._doors) == 1 and hasattr(asynchronous, "async_sessionmaker"):
+            door = Door("asynchronous session", asynchronous.AsyncSession)
+            door.wrap("close", _close_async)
+            door.wrap("__aexit__", _close_async)
+            self._doors.append(door)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if not self.opened:
+            return
+        self.opened = False
+        session_class = sys.modules["sqlalchemy.orm.session"].Session
+        for name, listener in self._listening:
+            event.remove(session_class, name, listener)
+        self._listening = []
+        for door in self._doors:
+            door.close()
+        self._doors = []
+
+    def _fault(self) -> None:
+        if not self._failed:
+            self._failed = True
+            logger.exception("sqla_watch: the probe of sessions failed and is switched off; please report this")
+
+    def _before_flush(self, session: Any, context: Any, instances: Any) -> None:
+        if self._failed:
+            return
+        try:
+            frame: FrameType | None = sys._getframe()
+            cause = self._cause(frame)
+            objects = len(session._new) + len(session._deleted) + len(session.identity_map._modified)
+            flushing.set(OpenFlush(session, cause, call_site(frame), objects))
+        except Exception:
+            self._fault()
+
+    def _after_flush(self, session: Any, context: Any) -> None:
+        flush = flushing.get()
+        if self._failed or flush is None:
+            return
+        try:
+            flushing.set(None)
+            if flush.statements and flush.scope is not None and flush.key == session.hash_key:
+                fact = Flush(
+                    flush.serial, flush.key, flush.cause, flush.site, flush.statements, flush.objects, flush.started,
+                    clock(), active.get(),
+                )  # fmt: skip
+                flush.scope.pending.append(fact)
+        except Exception:
+            self._fault()
+
+    def _after_commit(self, session: Any) -> None:
+        if self._failed:
+            return
+        try:
+            objects = len(session.identity_map)
+            if objects >= MANY_OBJECTS:
+                tell(SessionUse(SessionEvent.HELD, call_site(sys._getframe()), active.get(), objects), session)
+        except Exception:
+            self._fault()
+
+    def _cause(self, frame: FrameType | None) -> FlushCause:
+        """Return what made the session flush, told by the frames between the flush and the user's code."""
+        for _ in range(30):
+            if frame is None or user_code.kind(frame.f_code.co_filename) != DATABASE:
+                break
+            cause = self._codes.get(frame.f_code)
+            if cause is FlushCause.COMMIT and getattr(frame.f_locals.get("self"), "nested", False):
+                return FlushCause.SAVEPOINT
+            if cause is not None:
+                return cause
+            frame = frame.f_back
+        return FlushCause.EXPLICIT
+
+
+session_door = _SessionDoor()
+
+
+def _close(door: Door, original: Any) -> Any:
+    @functools.wraps(original)
+    def close(self: Any, *arguments: Any, **options: Any) -> Any:
+        if door.open:
+            try:
+                _before_close(self, sys._getframe())
+            except Exception:
+                door.fault()
+        return original(self, *arguments, **options)
+
+    return close
+
+
+def _close_async(door: Door, original: Any) -> Any:
+    # What closes an AsyncSession in the end runs in a greenlet, and behind `async with` even in another task: from
+    # there neither the line nor an exception on its way can be seen.
+    @functools.wraps(original)
+    async def close(self: Any, *arguments: Any, **options: Any) -> Any:
+        if door.open:
+            try:
+                _before_close(self.sync_session, sys._getframe())
+            except Exception:
+                door.fault()
+        return await original(self, *arguments, **options)
+
+    return close
+
+
+def _before_close(session: Any, frame: FrameType) -> None:
+    """Look at what a session still holds before it lets go of it."""
+    objects = len(session.identity_map)
+    if objects >= MANY_OBJECTS:
+        tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
+    transaction = session.get_transaction()
+    if transaction is None and not (session._new or session._deleted or session.identity_map._modified):
+        return
+    # What an exception, a framework's cleaning up, or the holder of an outer transaction throws away is meant to go.
+    if sys.exc_info()[0] is not None or not _closed_by_user(frame) or hasattr(session.bind, "get_transaction"):
+        return
+    changed = sum(session.is_modified(each) for each in session.dirty)
+    checkout = _checkout_of(session)
+    opened = None if checkout is None else checkout.transaction
+    written = 0 if opened is None else opened.writes
+    if not (session._new or session._deleted or changed or written):
+        return
+    use = SessionUse(
+        SessionEvent.UNSAVED,
+        call_site(frame),
+        active.get(),
+        objects,
+        len(session._new),
+        changed,
+        len(session._deleted),
+        written,
+        None if opened is None or opened.last_write is None else site_of(opened.last_write),
+    )
+    tell(use, session)
+
+
+def _closed_by_user(frame: FrameType | None) -> bool:
+    """Whether the user's own code closes the session: not a framework, and not the registry of `scoped_session`."""
+    while frame is not None:
+        kind = user_code.kind(frame.f_code.co_filename)
+        if kind != DATABASE:
+            return kind == USER
+        if frame.f_code.co_name == "remove":
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _checkout_of(session: Any) -> Checkout | None:
+    """Return the checkout of a session's connection, if it has one out."""
+    transaction = session.get_transaction()
+    for each in getattr(transaction, "_connections", ()):
+        fairy = getattr(each, "_dbapi_connection", None)
+        record = getattr(fairy, "_connection_record", None)
+        if record is not None:
+            found: Checkout | None = record.__dict__.get(RECORD_KEY)
+            return found
+    return None
+
+
+def tell(fact: Fact, session: Any = None) -> None:
+    """Add a fact to the open scope; else to its connection's; else to one that is opened and closed for it."""
+    scope = current_scope()
+    if scope is None and session is not None:
+        checkout = _checkout_of(session)
+        scope = checkout.find_scope() if checkout is not None else None
+    if scope is not None:
+        scope.pending.append(fact)
+    elif registry.watches and registry.active_settings().implicit_scopes:
+        scope = Scope("session", "implicit", registry.active_settings())
+        scope.pending.append(fact)
+        close_scope(scope, quiet=True)
