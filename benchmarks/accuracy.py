@@ -262,12 +262,12 @@ class Engines:
     def dispose(self) -> None:
         for engine in self._engines:
             engine.dispose()
-        for engine in self._async_engines:
-            engine.sync_engine.dispose(close=False)  # there is no loop to close a connection in
+        for asynchronous in self._async_engines:
+            asynchronous.sync_engine.dispose(close=False)  # there is no loop to close a connection in
 
     async def dispose_async(self) -> None:
-        for engine in self._async_engines:
-            await engine.dispose()
+        for asynchronous in self._async_engines:
+            await asynchronous.dispose()
         for engine in self._engines:
             engine.dispose()
 
@@ -361,8 +361,12 @@ def notes(results: Sequence[Result]) -> Iterator[str]:
         yield f"{result.contestant.name} {version(result.contestant)}: {kinds}."
     if any(result.contestant is not Ours for result in results):
         yield (
-            "Peers run with their default thresholds, what is opt-in is on, scenarios for production are left out; a "
-            "finding of theirs on a labelled line which the label calls something else is neither found nor false."
+            "The labels follow sqla_watch's definitions and thresholds, and the corpus was written in its project: what a "
+            "peer means otherwise counts against it here. "
+            "Peers run with their default thresholds, and what is opt-in is on: write-loop from as many as a label "
+            "means, unused-eager-load where our rule is on. They take no part in scenarios for production. A finding "
+            "of theirs on a labelled line which the label calls something else is neither found nor false; a false one "
+            "that may mean several rules is in the row of the one that the scenario tempts to."
         )
     for observer in OBSERVERS:
         if not installed(observer):
@@ -444,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.scenario:
         scenarios = [scenario for scenario in scenarios if scenario.name in options.scenario]
     contestants = [each for each in OBSERVERS if installed(each) and (each is Ours or options.only != "ours")]
-    labels = dict.fromkeys(RULES, 0)
+    labels = {} if options.scenario else dict.fromkeys(RULES, 0)
     for scenario in scenarios:
         for label in scenario.labels:
             labels[label.rule] = labels.get(label.rule, 0) + 1

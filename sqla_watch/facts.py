@@ -30,7 +30,7 @@ class LoadKind(IntEnum):
     COLUMN = 2
     """Columns of one object: deferred, expired, or refreshed."""
     EAGER = 3
-    """The second query of a `selectinload`, `subqueryload` or `immediateload`."""
+    """The second query of a `selectinload` or `subqueryload`."""
 
 
 class Relationship(NamedTuple):
@@ -73,7 +73,7 @@ class Load(NamedTuple):
     """Names of the columns of a column load, as `Customer.notes`."""
     cause: str = ""
     """Why it was needed: of columns `deferred`, `expired`, `subclass` or `refresh`; of relationships `flush` or
-    `delete` where SQLAlchemy itself touched them."""
+    `delete` where SQLAlchemy itself touched them, `immediate` where `immediateload` did."""
 
 
 class Extra(NamedTuple):
@@ -87,6 +87,10 @@ class Extra(NamedTuple):
     """Of a write: parameter sets that were sent with one call."""
     alike: bool = False
     """Of an UPDATE with many sets: all of them set the same values."""
+    changed: int = 0
+    """Of a write that was sent once: rows that it changed, where these are more than one."""
+    savepoint: int = 0
+    """Number of the innermost savepoint that it was sent in, 0 for none."""
     flush: int = 0
     """Number of the flush that it belongs to, 0 for none."""
     session: int = 0
@@ -212,6 +216,11 @@ class StatementGroup:
     """Parameter sets that one of its writes was sent with, at most."""
     most_alike: int = 0
     """The same, of UPDATEs that set the same values in all of them."""
+    changed: int = 0
+    """Rows beyond the first that its writes changed, all together."""
+    savepoints: int = 0
+    """Savepoints that its writes were in."""
+    last_savepoint: int = 0
     flushed: int = 0
     """Writes that a flush sent."""
     most_in_flush: int = 0
@@ -284,6 +293,8 @@ class StatementGroup:
             self.multiplied_rows, self.multiplied_parents = other.multiplied_rows, other.multiplied_parents
         self.most_sets = max(self.most_sets, other.most_sets)
         self.most_alike = max(self.most_alike, other.most_alike)
+        self.changed += other.changed
+        self.savepoints += other.savepoints
         self.flushed += other.flushed
         self.most_in_flush = max(self.most_in_flush, other.most_in_flush)
         self.assigned |= other.assigned
@@ -345,6 +356,8 @@ class Transaction(NamedTuple):
     ignores: tuple[Ignore, ...]
     error: str = ""
     """SQLSTATE or exception's class of a COMMIT or ROLLBACK that failed."""
+    failed_at: CallSite | None = None
+    """Line of that COMMIT or ROLLBACK."""
 
 
 class Wait(NamedTuple):

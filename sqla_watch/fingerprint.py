@@ -10,6 +10,7 @@ hashes are made, and told apart into those which a loop over pages, ranges or ch
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -162,8 +163,10 @@ class Fingerprint:
     """Parameters that are not those of an expanded list."""
     key_column: str = ""
     """The one column which it compares with a value by `=`; empty for none or several, or another shape."""
-    expanding: bool = False
-    """Has an IN list that SQLAlchemy expands."""
+    lists: int = 0
+    """IN lists that SQLAlchemy expands."""
+    rendered: bool = False
+    """SQLAlchemy puts some values into the text when it is sent, and not among the parameters."""
     walking: frozenset[str | int] = frozenset()
     """Parameters, by name or position, of OFFSET, ranges and keyset comparisons, and those that an UPDATE sets."""
     assigned: tuple[str | int, ...] = ()
@@ -200,8 +203,11 @@ class Fingerprint:
             except (LookupError, TypeError, ValueError):  # positions moved, or no number
                 skipped = 0
         listed = self.listed
-        if self.expanding:
+        if self.lists == 1:
             listed = max(listed, len(parameters) - self.plain)
+        elif self.lists and isinstance(parameters, Mapping):  # SQLAlchemy names the values `list_1`, `list_2`, …
+            lengths = Counter(name.rpartition("_")[0] for name in parameters)
+            listed = max(listed, *lengths.values())
         return skipped, listed
 
     def hash_values(self, parameters: Any) -> tuple[int, int]:
@@ -217,9 +223,9 @@ class Fingerprint:
             named = []
         values = [_hash(value) for _, value in named]
         every = hash((self.literals, *values))
-        if self.expanding and len(values) >= CHUNK:
+        if self.lists and len(values) >= CHUNK:
             return every, 0
-        if self.expanding and self.walking and not isinstance(parameters, Mapping):
+        if self.lists and self.walking and not isinstance(parameters, Mapping):
             return every, 0  # positions moved when the list was expanded
         fixed = [
             hashed
@@ -274,10 +280,10 @@ def read(text: str) -> Fingerprint:
     names: list[str | int] = []  # of each marked value; a literal has none
     values: list[str] = []  # what stood there
     positional = 0
-    expanding = False
+    lists: set[str] = set()
 
     def mark(token: re.Match[str]) -> str:
-        nonlocal positional, expanding
+        nonlocal positional
         kind = token.lastgroup
         if kind == "kept":
             return token.group()
@@ -287,7 +293,7 @@ def read(text: str) -> Fingerprint:
         if token.group("literal") is not None:
             names.append("")
         elif token.group("expanding") is not None:
-            expanding = True
+            lists.add(token.group("expanding"))
             names.append(token.group("expanding"))
         elif token.group("number") is not None:
             names.append(int(token.group("number")) - 1)
@@ -328,14 +334,14 @@ def read(text: str) -> Fingerprint:
         offset=names[skipping] if skipping is not None and names[skipping] != "" else None,
         pasted_offset=_whole(values[skipping]) if skipping is not None and names[skipping] == "" else 0,
         listed=structure.listed,
-        plain=sum(name != "" for name in names) - (1 if expanding else 0),
+        plain=sum(name != "" and name not in lists for name in names),
         key_column=structure.key_column,
-        expanding=expanding,
+        lists=len(lists),
         walking=walking_names,
         assigned=assigned,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
         fixed_literals=hash(tuple(values[index] for index in pasted if index not in walking)) if pasted else 0,
-        simple=not (pasted or walking_names or expanding or structure.listed > 1),
+        simple=not (pasted or walking_names or lists or structure.listed > 1),
     )
 
 

@@ -259,7 +259,9 @@ def _configure() -> None:
         library=dict.fromkeys(name for each in settings for name in each.library_code),
     )
     active = {rule for each in settings for rule in each.active}
-    tracking.configure(relationships="unused-eager-load" in active, columns="wide-rows" in active)
+    tracking.configure(
+        relationships="unused-eager-load" in active, columns=not active.isdisjoint(("wide-rows", "unused-eager-load"))
+    )
 
 
 def _release(engine: Engine, watch: Watch) -> None:

@@ -201,13 +201,23 @@ class Record:
         return self._reads is not None
 
     def attributes_read(self) -> set[tuple[str, CallSite]]:
-        """Return the attributes that were read, each with the line of the query that loaded its object."""
+        """Return the attributes that were read, each with the line of the query at the root of its object's loading."""
         found = set()
         for key, runid in list(self._reads or ()):
-            entry = self.find_load(runid) if runid is not None else None
-            if entry is not None and entry.site is not None:
-                found.add((key, entry.site))
+            site = self._root_site(self.find_load(runid)) if runid is not None else None
+            if site is not None:
+                found.add((key, site))
         return found
+
+    def root_site(self, group: StatementGroup) -> CallSite | None:
+        """Return the line of the query that a group's loads go back to; its own, if it is that query."""
+        return group.call_site if group.kind is LoadKind.QUERY else self._root_site(group.above)
+
+    def _root_site(self, entry: LoadEntry | None) -> CallSite | None:
+        while entry is not None and entry.path:
+            root = self.find_load(entry.root)
+            entry = None if root is entry else root
+        return None if entry is None else entry.site
 
     def take(self, facts: Iterable[Fact]) -> None:
         """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
@@ -242,7 +252,7 @@ class Record:
             database += elapsed
             if load is not None:
                 what = load.relationship if load.kind is _LAZY else fingerprint.text
-                key: Any = (what, id(code), instruction, load.session, ignores)
+                key: Any = (what, id(code), instruction, load.session, ignores, load.cause)
                 fixed = load.parent
                 group = groups.get(key)
             elif (
@@ -326,6 +336,10 @@ class Record:
         group.most_listed = max(group.most_listed, extra.listed)
         if extra.uncached > group.uncached:
             group.uncached, group.why = extra.uncached, extra.why
+        group.changed += max(0, extra.changed - 1)
+        if extra.savepoint and extra.savepoint != group.last_savepoint:
+            group.savepoints += 1
+            group.last_savepoint = extra.savepoint
         if extra.sets:
             group.most_sets = max(group.most_sets, extra.sets)
             if extra.alike:
@@ -555,7 +569,9 @@ class Record:
                 group.last_checkout = checkout
                 group.most_in_checkout = max(group.most_in_checkout, group.in_checkout)
                 if len(group.roots) < MOST_KEPT:
-                    group.roots.add(above.root)
+                    # Up or down a tree, each generation was loaded by the one before, not by the query at its root.
+                    generation = above.path.count(load.relationship.step) if load.relationship is not None else 0
+                    group.roots.add(hash((above.root, generation)) if generation else above.root)
                 origin = above if not above.path else self.find_load(above.root)
                 if origin is not None and origin.site is not None:
                     group.root_sites[origin.site] = group.root_sites.get(origin.site, 0) + 1

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from benchmarks.accuracy import Result, Score, Verdict, details, judge, measure, own_database, score, table
-from benchmarks.corpus import SCENARIOS, Application, Label, Scenario, load, scenario
+from benchmarks import corpus
+from benchmarks.accuracy import Outcome, Result, Score, Verdict, details, judge, measure, own_database, score, table
+from benchmarks.corpus import Application, Label, Scenario, load, scenario
 from benchmarks.peers import OBSERVERS, Lines, Ours, Peer, Said, statement_around
+from sqla_watch import Settings
 from sqla_watch.detectors import RULES
 from tests.support import line_of
 
@@ -53,7 +55,7 @@ def test_labels_and_temptations_name_rules() -> None:
 def test_what_is_off_by_default_is_switched_on_where_it_is_labelled() -> None:
     for played in CORPUS:
         for label in played.labels:
-            off = RULES[label.rule].actions.get(played.profile) == "ignore"
+            off = Settings(profile=played.profile).rule(label.rule).action == "ignore"
             assert not off or label.rule in played.rules, f"{played.name} has a label of {label.rule}, which is off"
 
 
@@ -62,7 +64,7 @@ def test_what_is_off_by_default_is_switched_on_where_it_is_labelled() -> None:
 
 @pytest.fixture
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.corpus.SCENARIOS", [])
+    monkeypatch.setattr(corpus, "SCENARIOS", [])
 
 
 @pytest.mark.usefixtures("_registry")
@@ -73,9 +75,7 @@ def test_labels_are_read_from_comments() -> None:
         first.connect()  # finds: query-in-loop, repeated-query
         first.dispose()  # finds nothing
 
-    from benchmarks.corpus import SCENARIOS
-
-    (made,) = SCENARIOS
+    (made,) = corpus.SCENARIOS
     assert made.name == "two_labels"
     assert made.file == __file__
     assert made.labels == (
@@ -106,8 +106,8 @@ def test_a_name_is_taken_once() -> None:
         scenario(tempts="n-plus-one")(same)
 
 
-def test_the_corpus_is_loaded_once() -> None:
-    assert [scenario.name for scenario in load()] == [scenario.name for scenario in SCENARIOS]
+def test_the_corpus_is_loaded_once_in_the_same_order() -> None:
+    assert [scenario.name for scenario in load()] == [scenario.name for scenario in CORPUS]
 
 
 # Judging and adding up.
@@ -179,8 +179,6 @@ def test_recall_and_precision() -> None:
 
 
 def test_the_table_leaves_out_what_a_contestant_has_no_kind_for() -> None:
-    from benchmarks.accuracy import Outcome
-
     class Half(Peer):
         name = "half"
         stands_for = {"loop": ("query-in-loop",)}

@@ -115,9 +115,8 @@ def nowait_on_a_locked_row(app: Application) -> None:
     with app.engine.connect() as editor, app.engine.connect() as second_editor:
         editor.execute(select(Ticket.id).where(Ticket.id == 70).with_for_update())
         try:
-            locked = second_editor.scalar(
-                select(Ticket.id).where(Ticket.id == 70).with_for_update(nowait=True)  # finds: database-error
-            )
+            ticket = select(Ticket.id).where(Ticket.id == 70)
+            locked = second_editor.scalar(ticket.with_for_update(nowait=True))  # finds: database-error
         except DBAPIError:
             locked = None
     assert locked is None

@@ -180,14 +180,6 @@ def fees_with_their_memberships(app: Application) -> int:
 
 
 @scenario()
-def totals_by_a_plain_property(app: Application) -> dict[str, Decimal]:
-    """The model's property adds up the orders, which it loads one customer at a time."""
-    with Session(app.engine) as session:
-        customers = session.scalars(select(Customer).where(Customer.country == "IT")).all()
-        return {customer.name: customer.order_total for customer in customers}  # finds: n-plus-one
-
-
-@scenario()
 def presenter_objects_around_customers(app: Application) -> list[str]:
     """A view model wraps each customer, and its property loads the profile."""
 

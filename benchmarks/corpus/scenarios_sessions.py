@@ -549,10 +549,12 @@ def flushed_into_the_callers_transaction(app: Application) -> None:
 def payment_inside_of_a_transaction(app: Application) -> None:
     """The payment provider is called while the order's transaction is open."""
     with Session(app.engine) as session:
-        order = session.scalars(select(Order).where(Order.id == 40).with_for_update()).one()
+        order = session.scalars(  # finds: long-transaction
+            select(Order).where(Order.id == 40).with_for_update()
+        ).one()
         time.sleep(1.1)  # calls the payment provider
         order.status = "paid"
-        session.commit()  # finds: long-transaction
+        session.commit()
 
 
 @scenario()

@@ -67,6 +67,8 @@ class Facts(Protocol):
     @property
     def follows_attributes(self) -> bool: ...
 
+    def root_site(self, group: StatementGroup) -> CallSite | None: ...
+
     def attributes_read(self) -> set[tuple[str, CallSite]]: ...
 
 
@@ -189,15 +191,19 @@ def about(
     suggestion: str,
     target: str = "",
     related: tuple[RelatedLocation, ...] = (),
+    site: CallSite | None = None,
 ) -> Finding:
-    """Return a finding about the statements of a group; what they cost is put to its evidence."""
+    """Return a finding about the statements of a group; what they cost is put to its evidence.
+
+    It is on the group's own line, or on that of `site`.
+    """
     database_seconds = seconds(group.nanoseconds)
     return Finding(
         rule=rule.id,
         target=target or group.fingerprint.summary,
         severity=severity,
         message=message,
-        location=where(group.call_site),
+        location=where(site or group.call_site),
         evidence={**evidence, "statements": group.count, "database_seconds": database_seconds},
         suggestion=suggestion,
         related=related,

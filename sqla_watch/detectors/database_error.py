@@ -136,7 +136,7 @@ class DatabaseError(Rule):
             target=state.name,
             severity=state.severity,
             message=f"{state.name} (SQLSTATE {transaction.error}) at the COMMIT",
-            location=where(transaction.last),
+            location=where(transaction.failed_at or transaction.last),
             evidence={"sqlstate": transaction.error, "errors": 1, "statements": transaction.statements},
             suggestion=state.advice,
             statements=transaction.statements,

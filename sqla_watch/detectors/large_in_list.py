@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, is_query
-from sqla_watch.facts import StatementGroup
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
+from sqla_watch.facts import LoadKind, StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
 
@@ -16,7 +16,7 @@ class LargeInList(Rule):
     """A very long list of values behind IN.
 
     ## What it sees
-    The number of values in the longest list of a SELECT, as parameters that SQLAlchemy expands or written out.
+    The number of values in the longest list of a statement, as parameters that SQLAlchemy expands or written out.
 
     ## Why it costs
     Each value is a parameter of its own, which SQLAlchemy renders, the driver converts and PostgreSQL parses and plans;
@@ -52,7 +52,7 @@ class LargeInList(Rule):
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
         for group in facts.groups:
-            if is_query(group) and group.most_listed >= context["min_values"]:
+            if group.kind is LoadKind.QUERY and group.most_listed >= context["min_values"]:
                 yield Found(self._finding(group), (), group.ignores)
 
     @staticmethod
@@ -61,7 +61,7 @@ class LargeInList(Rule):
             LargeInList,
             group,
             severity=Severity.MEDIUM,
-            message=f"a SELECT on {', '.join(group.fingerprint.tables)} had a list of {group.most_listed} values",
+            message=f"{group.fingerprint.summary} had a list of {group.most_listed} values",
             evidence={
                 "values": group.most_listed,
                 "rows": group.rows,

@@ -49,7 +49,8 @@ class NPlusOne(Rule):
 
     ## Limits
     Relationships with `lazy="dynamic"` or `"write_only"` send ordinary queries: `query-in-loop` sees those. Parents
-    loaded before the scope was opened have no query to name.
+    loaded before the scope was opened have no query to name. What a flush, `session.delete()` or `immediateload` loads
+    parent by parent counts as well.
     """
 
     id = "n-plus-one"
@@ -89,13 +90,14 @@ class NPlusOne(Rule):
             if location is not None:
                 related.append(RelatedLocation("parents loaded by the query", location))
         place = f"the query at {related[0].location}" if related else "the query that loads them"
+        how, suggestion = _HOW[group.cause]
         return about(
             NPlusOne,
             group,
             target=relationship.name,
             severity=Severity.HIGH,
             message=(
-                f"{relationship.name} was loaded lazily for {parents} {relationship.owner} objects, one by one: "
+                f"{relationship.name} was loaded {how} for {parents} {relationship.owner} objects, one by one: "
                 f"{group.count} statements where one would do"
             ),
             evidence={
@@ -103,9 +105,24 @@ class NPlusOne(Rule):
                 "distinct_parents": parents,
                 "rows": group.rows,
             },
-            suggestion=f"Add to {place}:\n{option}",
+            suggestion=suggestion.format(place=place, option=option, relationship=relationship),
             related=tuple(related),
         )
+
+
+_PASSIVE = (
+    "Let the database delete what belongs to them, without loading it first:\n"
+    'relationship({relationship.target}, cascade="all, delete-orphan", passive_deletes=True), with '
+    'ForeignKey(..., ondelete="CASCADE")\n'
+    "or load it with the objects: {option}"
+)
+_HOW = {
+    "": ("lazily", "Add to {place}:\n{option}"),
+    "immediate": ("by immediateload", "Instead of immediateload, in {place}:\n{option}"),
+    "delete": ("by session.delete()", _PASSIVE),
+    "flush": ("by the flush", _PASSIVE),
+}
+"""How a relationship was loaded, and what to change, by who touched it."""
 
 
 def loader_option(relationship: Relationship) -> str:

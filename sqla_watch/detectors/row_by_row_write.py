@@ -48,7 +48,8 @@ class RowByRowWrite(Rule):
     ## Limits
     What SQLAlchemy makes of one flush (single INSERTs where the database cannot return keys in order, single UPDATEs
     for a version counter) is not the application's doing. The same row changed again and again is progress being
-    told. A transaction that reads, or writes more than one row, is a unit of work of its own. In a whole program or
+    told; a statement that changes many rows is a batch, and a savepoint for each row is how those that fail are
+    survived. A transaction that reads, or writes more than one row, is a unit of work of its own. In a whole program or
     test, commits count only where they are of one session or connection.
     """
 
@@ -87,7 +88,9 @@ class RowByRowWrite(Rule):
                 "Commit once for all, or for each chunk of some hundred rows:\n" + _bulk(operation, table),
             )
         rows = len(group.values) + group.uncounted
-        if not group.flushed and group.checkouts == 1 and min(rows, group.count) >= context["min_rows"]:
+        one_by_one = not group.flushed and group.checkouts == 1 and group.changed <= group.count
+        in_savepoints = 2 * group.savepoints >= group.count  # one for each row, to survive those that fail
+        if one_by_one and not in_savepoints and min(rows, group.count) >= context["min_rows"]:
             return self._finding(
                 group,
                 "statement for each row",

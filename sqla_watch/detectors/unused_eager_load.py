@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
-from sqla_watch.facts import LoadKind, Relationship, StatementGroup
+from sqla_watch.facts import CallSite, LoadKind, Relationship, StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 from sqla_watch.settings import Action, Profile
 
@@ -44,8 +44,9 @@ class UnusedEagerLoad(Rule):
 
     ## Limits
     Off by default, in all profiles: to know what is read, the class of eagerly loaded relationships is replaced by
-    one that notes each reading. Readers of `__dict__`, and what is read after the scope, are not seen. Implicit
-    scopes have no findings of this rule.
+    one that notes each reading. What is read after the scope is not seen; objects of which nothing at all was read
+    (read by their `__dict__`, perhaps) and those whose table was deleted from are silent. Implicit scopes have no
+    findings of this rule.
     """
 
     id = "unused-eager-load"
@@ -58,18 +59,25 @@ class UnusedEagerLoad(Rule):
         """Yield one finding for each relationship and query."""
         if not facts.follows_attributes:
             return
-        read: set[tuple[str, object]] | None = None
-        for group in facts.groups:
-            for relationship in _eager(group):
-                parents = max(group.most_listed, group.most_rows)
-                if parents < context["min_parents"] or group.call_site is None:
-                    continue
-                read = set(facts.attributes_read()) if read is None else read
-                if (relationship.key, group.call_site) not in read:
-                    yield Found(self._finding(group, relationship, parents), (group,), group.ignores)
+        groups = facts.groups
+        eager = [(group, relationship) for group in groups for relationship in _eager(group)]
+        if not eager:
+            return
+        read = facts.attributes_read()
+        deleted = {
+            table for group in groups if group.fingerprint.operation == "DELETE" for table in group.fingerprint.tables
+        }
+        for group, relationship in eager:
+            site = facts.root_site(group)
+            parents = _parents(group)
+            if site is None or parents < context["min_parents"] or (relationship.key, site) in read:
+                continue
+            # Objects of which nothing at all is read are read in another way; what is deleted goes by its cascade.
+            if deleted.isdisjoint(group.fingerprint.tables) and any(site == each for _, each in read):
+                yield Found(self._finding(group, relationship, parents, site), (), group.ignores)
 
     @staticmethod
-    def _finding(group: StatementGroup, relationship: Relationship, parents: int) -> Finding:
+    def _finding(group: StatementGroup, relationship: Relationship, parents: int, site: CallSite) -> Finding:
         return about(
             UnusedEagerLoad,
             group,
@@ -83,9 +91,17 @@ class UnusedEagerLoad(Rule):
             },
             suggestion=(
                 f"Take its option out of the query, or, where the mapping says so, out of this one:\n"
-                f".options(noload({relationship.name}))  # or lazyload"
+                f".options(lazyload({relationship.name}))"
             ),
+            site=site,
         )
+
+
+def _parents(group: StatementGroup) -> int:
+    """Return for how many objects one statement loaded a relationship, as far as that can be told."""
+    if group.kind is LoadKind.EAGER:
+        return group.most_listed or group.most_rows
+    return group.multiplied_parents or group.most_rows
 
 
 def _eager(group: StatementGroup) -> tuple[Relationship, ...]:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 from weakref import WeakSet
 
+from sqla_watch.probes.rows import MANY_ROWS
 from sqla_watch.scopes import current
 
 __all__ = ["tracking"]
@@ -25,6 +26,8 @@ class _Tracking:
     def __init__(self) -> None:
         self.relationships = False
         self.columns = False
+        self.many_rows = MANY_ROWS
+        """Rows from which on it is followed what becomes of them."""
         self._seen: WeakSet[Any] = WeakSet()
         self._swapped: list[tuple[Any, type]] = []
         self._classes: dict[type, type] = {}
@@ -34,6 +37,7 @@ class _Tracking:
         if (relationships, columns) != (self.relationships, self.columns):
             self.close()
             self.relationships, self.columns = relationships, columns
+            self.many_rows = 2 if relationships else MANY_ROWS
 
     def close(self) -> None:
         """Put every attribute back as it was."""
@@ -55,9 +59,10 @@ class _Tracking:
                 for attribute in mapper.column_attrs:
                     self._swap(mapper, attribute.key)
         if self.relationships:
+            current_path = getattr(getattr(state, "current_path", None), "path", ())
             paths = [key[1] for key in state.attributes if isinstance(key, tuple) and len(key) == 2]
-            for path in (getattr(state, "current_path", None), *paths):
-                last: Any = path.path[-1] if getattr(path, "path", ()) else None
+            for path in (current_path, *paths):
+                last: Any = path[-1] if isinstance(path, tuple) and path else None
                 if hasattr(last, "direction"):
                     self._swap(last.parent, last.key)
 

@@ -7,13 +7,14 @@ tasks and greenlets.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from itertools import count
 from time import perf_counter_ns as clock
 from typing import Any
 
 from sqla_watch import registry
-from sqla_watch.callsite import location_of
+from sqla_watch.callsite import call_site, location_of
 from sqla_watch.facts import (
     CODE,
     INSTRUCTION,
@@ -37,17 +38,9 @@ class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
     __slots__ = (
-        "database",
-        "first",
-        "last",
-        "last_write",
-        "scope",
-        "serial",
-        "slowest",
-        "statements",
-        "writes",
+        "database", "first", "last", "last_write", "savepoints", "scope", "serial", "slowest", "statements", "writes",
         "wrote",
-    )
+    )  # fmt: skip
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
@@ -59,6 +52,8 @@ class OpenTransaction:
         self.writes = 0
         """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
         self.last_write: Statement | None = None
+        self.savepoints: list[int] = []
+        """Numbers of the savepoints that are open, the innermost last."""
         self.scope: Scope | None = None
         """Where its last statement was recorded."""
         self.first: Statement | None = None
@@ -111,6 +106,18 @@ class Checkout:
                 SessionUse(SessionEvent.OUTLIVED, site_of(fact), active_ignores.get(), other=site, where=ended.name)
             )
 
+    def savepoint(self, operation: str) -> None:
+        """A savepoint was set, released or rolled back to."""
+        transaction = self.transaction
+        if transaction is None:
+            return
+        if operation == "SAVEPOINT":
+            transaction.savepoints.append(next_transaction())
+        elif transaction.savepoints:
+            transaction.savepoints.pop()
+        if operation == "ROLLBACK":
+            transaction.writes = 0
+
     def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int, error: str = "") -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
         if transaction is None or transaction.first is None or transaction.last is None:
@@ -136,6 +143,7 @@ class Checkout:
                 site_of(transaction.last),
                 active_ignores.get(),
                 error,
+                call_site(sys._getframe()) if error else None,
             )
         )
         if len(pending) >= DIGEST:

@@ -29,13 +29,14 @@ from sqla_watch.probes.internals import (
     loads_entities,
     orm,
 )
-from sqla_watch.probes.rows import MANY_ROWS, CountingFetch, count_stream, follow
+from sqla_watch.probes.rows import CountingFetch, count_stream, follow
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.uncached import count_uncached
 from sqla_watch.scopes import DIGEST, Scope, current
 
 __all__ = ["watch_dialect"]
 
+_SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -105,7 +106,7 @@ def _execute(door: Door, original: Any) -> Any:
                 if fingerprint.reads:
                     if not error:
                         rows = cursor.rowcount
-                        if rows >= MANY_ROWS:
+                        if rows >= tracking.many_rows:
                             rows = follow(context, fingerprint, rows)
                         elif rows < 0:  # the driver cannot tell yet
                             if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
@@ -124,7 +125,8 @@ def _execute(door: Door, original: Any) -> Any:
                         except Exception:  # a list, a dictionary, a type of the application's own
                             values, fixed = fingerprint.hash_values(parameters)
                     else:
-                        values, fixed = fingerprint.hash_values(parameters)
+                        sent = fingerprints.of(statement) if fingerprint.rendered else fingerprint
+                        values, fixed = sent.hash_values(parameters)
                         skipped, listed = fingerprint.sizes(parameters)
                         if skipped or listed:
                             extra = Extra(skipped, listed)
@@ -139,7 +141,7 @@ def _execute(door: Door, original: Any) -> Any:
                     if statement[:6].lower() == "select":
                         fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
                     else:
-                        values, fixed, extra = _write(fingerprint, parameters, context, scope)
+                        values, fixed, extra = _write(fingerprint, parameters, context, cursor, checkout, scope)
                         if fingerprint.returns_rows and not error:
                             rows = max(cursor.rowcount, 0)
 
@@ -189,8 +191,8 @@ def _execute(door: Door, original: Any) -> Any:
                             transaction.slowest = elapsed
                         if not number % enough:  # and at the transaction's end
                             scope.digest()
-                    elif fingerprint.operation == "ROLLBACK":  # to a savepoint
-                        transaction.writes = 0
+                    elif fingerprint.operation in _SAVEPOINTS and not error:
+                        checkout.savepoint(fingerprint.operation)
             except Exception:
                 door.fault()
             if scope.watched_raises and not error:
@@ -199,7 +201,9 @@ def _execute(door: Door, original: Any) -> Any:
     return do_execute
 
 
-def _write(fingerprint: Fingerprint, parameters: Any, context: Any, scope: Scope) -> tuple[int, int, Extra | None]:
+def _write(
+    fingerprint: Fingerprint, parameters: Any, context: Any, cursor: Any, checkout: Checkout, scope: Scope
+) -> tuple[int, int, Extra | None]:
     """Return the hash of what an UPDATE sets, the hash of which rows a write is about, and what else there is of it."""
     flush = flushing.get()
     serial = session = 0
@@ -209,7 +213,14 @@ def _write(fingerprint: Fingerprint, parameters: Any, context: Any, scope: Scope
         flush.scope = scope
     if not context.executemany:
         fixed = fingerprint.hash_values(parameters)[1]
-        return fingerprint.hash_assigned(parameters), fixed, Extra(flush=serial, session=session) if serial else None
+        listed = fingerprint.sizes(parameters)[1] if fingerprint.lists or fingerprint.listed else 0
+        changed = cursor.rowcount
+        opened = checkout.transaction
+        savepoint = opened.savepoints[-1] if opened is not None and opened.savepoints else 0
+        extra = None
+        if serial or listed or savepoint or changed > 1:
+            extra = Extra(listed=listed, changed=changed, savepoint=savepoint, flush=serial, session=session)
+        return fingerprint.hash_assigned(parameters), fixed, extra
     every = context.compiled_parameters if context.compiled is not None else parameters
     sets = len(every)
     alike = sets >= MANY_ALIKE and len({fingerprint.hash_assigned(each) for each in parameters}) == 1
@@ -223,6 +234,8 @@ def _fingerprint(statement: Any, compiled: Any) -> Fingerprint:
     found = fingerprints.of(compiled.string)
     if loads_entities(compiled):
         found = replace(found, entities=True, shape=describe_shape(compiled))
+    if getattr(compiled, "literal_execute_params", None):
+        found = replace(found, rendered=True, simple=False)
     session_door.open()  # now that the ORM may be there
     with contextlib.suppress(AttributeError):  # a compiled form that takes no attributes is looked up each time
         compiled._sqla_watch = found

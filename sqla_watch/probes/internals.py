@@ -100,11 +100,10 @@ def describe_load(context: Any, options: Any) -> Load | None:
     if state is not None and elements:
         relationship = _relationship(elements[-1], state.load_path.path)
         reason = _reason()
-        kind = LoadKind.EAGER if reason == "immediate" else LoadKind.LAZY
         if not reason and getattr(state.session, "_flushing", False):
             reason = "flush"
         parent = hash(state.key and state.key[1])
-        return Load(kind, relationship, parent, state.runid or 0, _session_of(state), (), reason)
+        return Load(LoadKind.LAZY, relationship, parent, state.runid or 0, _session_of(state), (), reason)
     state = getattr(options, "_refresh_state", None)
     if state is not None:
         columns = getattr(compile_options, "_only_load_props", None)
@@ -181,7 +180,7 @@ def describe_shape(compiled: Any) -> Shape | None:
         mapper = entity.mapper
         places = _places(compiled._result_columns)
         key = mapper.primary_key if state.multi_row_eager_loaders else ()
-        joined = [path.path for (kind, path) in filter(_is_pair, state.attributes) if kind in _EAGER_JOINS]
+        joined = [key[1] for key in state.attributes if isinstance(key, tuple) and key[0] in _EAGER_JOINS]
         chains = [tuple(each for each in path if hasattr(each, "direction")) for path in joined]
         return Shape(
             mapper.class_.__name__,
@@ -203,10 +202,6 @@ def describe_shape(compiled: Any) -> Shape | None:
 
 
 _EAGER_JOINS = ("eager_row_processor", "user_defined_eager_row_processor")
-
-
-def _is_pair(key: Any) -> bool:
-    return isinstance(key, tuple) and len(key) == 2
 
 
 def _places(result_columns: Any) -> dict[int, int]:

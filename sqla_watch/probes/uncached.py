@@ -12,6 +12,7 @@ from sqlalchemy.sql import visitors
 
 from sqla_watch.facts import Extra
 from sqla_watch.fingerprint import Fingerprint
+from sqla_watch.probes.internals import NO_CACHE_KEY
 
 __all__ = ["count_uncached", "forget"]
 
@@ -24,8 +25,16 @@ _compiled: dict[tuple[CodeType | None, int], int] = {}
 def count_uncached(
     extra: Extra | None, fingerprint: Fingerprint, context: Any, code: CodeType | None, instruction: int
 ) -> Extra | None:
-    """Count a statement with literals in its text, or without a cache key; returns what is to be kept of it."""
-    if fingerprint.literals:
+    """Count a statement without a cache key, or with literals in its text; returns what is to be kept of it."""
+    if context.invoked_statement is not None and context.cache_hit is NO_CACHE_KEY:
+        if not (fingerprint.reads or fingerprint.writes):
+            return extra  # DDL
+        line = (code, instruction)
+        if line not in _compiled and len(_compiled) >= _MOST_LINES:
+            _compiled.clear()
+        number = _compiled[line] = _compiled.get(line, 0) + 1
+        why = _culprit(context.invoked_statement)
+    else:
         key = (code, instruction, fingerprint.text)
         texts = _texts.get(key)
         if texts is None:
@@ -37,14 +46,6 @@ def count_uncached(
         number, why = len(texts), "literals"
         if number < 2:
             return extra
-    elif context.invoked_statement is None or not (fingerprint.reads or fingerprint.writes):
-        return extra  # DDL
-    else:
-        line = (code, instruction)
-        if line not in _compiled and len(_compiled) >= _MOST_LINES:
-            _compiled.clear()
-        number = _compiled[line] = _compiled.get(line, 0) + 1
-        why = _culprit(context.invoked_statement)
     return (extra or Extra())._replace(uncached=number, why=why)
 
 

@@ -27,8 +27,8 @@ def deliver(scope: Scope, findings: list[Finding], *, may_raise: bool) -> list[F
     Returns:
         The findings whose action is `raise`.
     """
-    from sqla_watch.reporters import logging as log
-    from sqla_watch.reporters import warnings
+    from sqla_watch.reporters.logging import report as write
+    from sqla_watch.reporters.warnings import report as warn
 
     for subscriber in registry.subscribers():
         try:
@@ -42,13 +42,13 @@ def deliver(scope: Scope, findings: list[Finding], *, may_raise: bool) -> list[F
         if action is Action.RAISE and may_raise:
             raised.append(finding)
         elif action is Action.LOG:
-            log.report(finding)
+            write(finding)
         else:
             try:
-                warnings.report(finding)
+                warn(finding)
             except Warning as error:
                 errors.append(error)
-                log.report(finding)
+                write(finding)
     if errors and may_raise:
         raise errors[0]
     return raised

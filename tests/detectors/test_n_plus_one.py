@@ -102,12 +102,22 @@ def test_to_one_relationships_are_joined(engine: Engine) -> None:
     assert ".options(joinedload(Order.customer))" in finding.suggestion
 
 
-@pytest.mark.parametrize("strategy", [selectinload, joinedload, subqueryload, immediateload])
+@pytest.mark.parametrize("strategy", [selectinload, joinedload, subqueryload])
 def test_eager_loading_is_silent(engine: Engine, strategy: object) -> None:
     with sqla_watch.scope("eager") as scope, Session(engine) as session:
         for customer in session.scalars(select(Customer).options(strategy(Customer.orders))).unique():  # type: ignore[operator]
             len(customer.orders)
     assert found(scope) == []
+
+
+def test_immediateload_is_no_better_than_loading_lazily(engine: Engine) -> None:
+    with sqla_watch.scope("immediate") as scope, Session(engine) as session:
+        session.scalars(select(Customer).options(immediateload(Customer.orders)).limit(5)).all()  # all at once
+    finding = only(scope)
+    assert (finding.rule, finding.target) == ("n-plus-one", "Customer.orders")
+    assert place(finding) == (__file__, line_of("all at once"))
+    assert "loaded by immediateload for 5 Customer objects" in finding.message
+    assert ".options(selectinload(Customer.orders))" in finding.suggestion
 
 
 def test_the_chain_starts_behind_what_is_eager_loaded_already(engine: Engine) -> None:
