@@ -361,8 +361,8 @@ def notes(results: Sequence[Result]) -> Iterator[str]:
         yield f"{result.contestant.name} {version(result.contestant)}: {kinds}."
     if any(result.contestant is not Ours for result in results):
         yield (
-            "The labels follow sqla_watch's definitions and thresholds, and the corpus was written in its project: what a "
-            "peer means otherwise counts against it here. "
+            "The labels follow sqla_watch's definitions and thresholds, and the corpus was written in its project: "
+            "where a peer means something else, that counts against it. "
             "Peers run with their default thresholds, and what is opt-in is on: write-loop from as many as a label "
             "means, unused-eager-load where our rule is on. They take no part in scenarios for production. A finding "
             "of theirs on a labelled line which the label calls something else is neither found nor false; a false one "

@@ -11,9 +11,15 @@ Example::
         print(finding.describe())
 """
 
+from sqla_watch.detectors.async_lazy_load import AsyncLazyLoadWarning
+from sqla_watch.detectors.blocking_call import BlockingCallWarning
+from sqla_watch.detectors.cartesian_join import CartesianJoinWarning
 from sqla_watch.detectors.column_load_loop import ColumnLoadLoopWarning
 from sqla_watch.detectors.database_error import DatabaseErrorWarning
 from sqla_watch.detectors.deep_offset import DeepOffsetWarning
+from sqla_watch.detectors.engine_settings import EngineSettingsWarning
+from sqla_watch.detectors.flush_storm import FlushStormWarning
+from sqla_watch.detectors.large_identity_map import LargeIdentityMapWarning
 from sqla_watch.detectors.large_in_list import LargeInListWarning
 from sqla_watch.detectors.limit_without_order_by import LimitWithoutOrderByWarning
 from sqla_watch.detectors.long_transaction import LongTransactionWarning
@@ -22,8 +28,14 @@ from sqla_watch.detectors.oversized_result import OversizedResultWarning
 from sqla_watch.detectors.pool_wait import PoolWaitWarning
 from sqla_watch.detectors.query_in_loop import QueryInLoopWarning
 from sqla_watch.detectors.repeated_query import RepeatedQueryWarning
+from sqla_watch.detectors.row_by_row_write import RowByRowWriteWarning
 from sqla_watch.detectors.select_star import SelectStarWarning
+from sqla_watch.detectors.session_scope import SessionScopeWarning
 from sqla_watch.detectors.slow_query import SlowQueryWarning
+from sqla_watch.detectors.uncached_statement import UncachedStatementWarning
+from sqla_watch.detectors.unread_rows import UnreadRowsWarning
+from sqla_watch.detectors.unused_eager_load import UnusedEagerLoadWarning
+from sqla_watch.detectors.wide_rows import WideRowsWarning
 from sqla_watch.findings import (
     Finding,
     FindingRaised,
@@ -42,12 +54,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "AsyncLazyLoadWarning",
+    "BlockingCallWarning",
+    "CartesianJoinWarning",
     "ColumnLoadLoopWarning",
     "DatabaseErrorWarning",
     "DeepOffsetWarning",
+    "EngineSettingsWarning",
     "Finding",
     "FindingRaised",
+    "FlushStormWarning",
     "Ignore",
+    "LargeIdentityMapWarning",
     "LargeInListWarning",
     "LimitWithoutOrderByWarning",
     "Location",
@@ -59,16 +77,22 @@ __all__ = [
     "QueryInLoopWarning",
     "RelatedLocation",
     "RepeatedQueryWarning",
+    "RowByRowWriteWarning",
     "RuleSettings",
     "Scope",
     "SelectStarWarning",
+    "SessionScopeWarning",
     "Settings",
     "SettingsError",
     "Severity",
     "SlowQueryWarning",
     "SqlaWatchError",
     "SqlaWatchWarning",
+    "UncachedStatementWarning",
+    "UnreadRowsWarning",
+    "UnusedEagerLoadWarning",
     "Watch",
+    "WideRowsWarning",
     "__version__",
     "current_scope",
     "ignore",

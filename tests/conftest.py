@@ -97,7 +97,7 @@ def url_for(url: str, driver: str) -> str:
 @pytest.fixture
 def engine(shop_url: str) -> Iterator[Engine]:
     """An engine on the shop, with psycopg, not watched yet."""
-    engine = create_engine(url_for(shop_url, "psycopg"))
+    engine = create_engine(url_for(shop_url, "psycopg"), pool_recycle=3600)  # as a production engine should
     yield engine
     engine.dispose()
 

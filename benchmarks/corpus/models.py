@@ -200,7 +200,7 @@ class Employee(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
     name: Mapped[str]
-    manager_id: Mapped[int | None] = mapped_column(ForeignKey("managers.id"))
+    manager_id: Mapped[int | None] = mapped_column(ForeignKey("managers.id", name="employees_manager", use_alter=True))
     boss: Mapped[Manager | None] = relationship(back_populates="reports", foreign_keys=manager_id)
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}
 

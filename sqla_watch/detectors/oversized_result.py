@@ -42,17 +42,20 @@ class OversizedResult(Rule):
 
     ## Limits
     Results that are streamed (`yield_per`, `stream_results`) hold few rows at a time and are silent. Rows that an
-    eager load of the same query brings in chunks are not added up.
+    eager load of the same query brings in chunks are not added up. A result that was hardly read is `unread-rows`.
     """
 
     id = "oversized-result"
     guide = (14,)
     warning = OversizedResultWarning
     thresholds: ClassVar = {"min_rows": Threshold(5_000, 5_000, 10_000, "rows of one statement")}
+    after = ("unread-rows",)
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
         for group in facts.groups:
+            if group in context.claimed:
+                continue
             if group.most_rows >= context["min_rows"] and not group.streamed and group.kind is not LoadKind.EAGER:
                 yield Found(self._finding(group), (group,), group.ignores)
 

@@ -41,9 +41,9 @@ class UnreadRows(Rule):
     `with sqla_watch.ignore("unread-rows", reason="…"):` or `# sqla-watch: ignore[unread-rows]`.
 
     ## Limits
-    Results of fewer than 100 rows are not followed. Of server-side cursors and SQLite only the rows that are asked
-    for are ever fetched. A loop over objects of the ORM that breaks off is not seen: the ORM itself has read every
-    row by then.
+    Results of fewer than 100 rows are not followed, nor are statements that lock rows or call functions. Of
+    server-side cursors and SQLite only the rows that are asked for are ever fetched. A loop over objects of the ORM
+    that breaks off is not seen: the ORM itself has read every row by then.
     """
 
     id = "unread-rows"
@@ -58,6 +58,8 @@ class UnreadRows(Rule):
         """Yield one finding for each statement and line."""
         for group in facts.groups:
             unread = group.most_unread
+            if not group.fingerprint.asks:
+                continue  # sent for its locks, or for what its functions do
             if unread >= max(context["min_rows"], 1) and unread >= context["min_share"] * group.unread_of:
                 yield Found(self._finding(group), (group,), group.ignores)
 

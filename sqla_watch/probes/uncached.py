@@ -29,11 +29,13 @@ def count_uncached(
     if context.invoked_statement is not None and context.cache_hit is NO_CACHE_KEY:
         if not (fingerprint.reads or fingerprint.writes):
             return extra  # DDL
+        why = _culprit(context.invoked_statement)
+        if not why:
+            return extra  # a construct of SQLAlchemy's own, such as ON CONFLICT in 2.0
         line = (code, instruction)
         if line not in _compiled and len(_compiled) >= _MOST_LINES:
             _compiled.clear()
         number = _compiled[line] = _compiled.get(line, 0) + 1
-        why = _culprit(context.invoked_statement)
     else:
         key = (code, instruction, fingerprint.text)
         texts = _texts.get(key)
@@ -50,7 +52,10 @@ def count_uncached(
 
 
 def _culprit(statement: Any) -> str:
-    """Return what keeps a statement from having a cache key: `values` for a list of rows, else the name of a class."""
+    """Return what keeps a statement from having a cache key: `values` for a list of rows, else the name of a class.
+
+    Empty where it is nothing of the application's own.
+    """
     if getattr(statement, "_multi_values", None):
         return "values"
     for element in visitors.iterate(statement):
@@ -60,7 +65,7 @@ def _culprit(statement: Any) -> str:
                 continue
             if getattr(kind, "cache_ok", True) is not True or kind.__dict__.get("inherit_cache") is None:
                 return kind.__qualname__.rpartition(".")[2]
-    return "key"
+    return ""
 
 
 def forget() -> None:

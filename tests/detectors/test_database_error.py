@@ -89,19 +89,19 @@ async def test_async_a_statement_that_ran_out_of_time_is_found(shop_url: str) ->
     assert place(finding) == (__file__, line_of("runs out of time"))
 
 
-def test_a_commit_that_fails_is_found_at_its_last_statement(engine: Engine) -> None:
+def test_a_commit_that_fails_is_found_at_its_line(engine: Engine) -> None:
     with sqla_watch.scope("commit") as scope, engine.connect() as one, engine.connect() as two:
         for connection in (one, two):
             connection.execution_options(isolation_level="SERIALIZABLE")
             connection.execute(text("SELECT sum(quantity) FROM items WHERE order_id IN (1, 2)")).all()
         one.execute(text("UPDATE items SET quantity = quantity WHERE order_id = 1"))
-        two.execute(text("UPDATE items SET quantity = quantity WHERE order_id = 2"))  # writes second
+        two.execute(text("UPDATE items SET quantity = quantity WHERE order_id = 2"))
         one.commit()
         with pytest.raises(DBAPIError):
-            two.commit()
+            two.commit()  # comes second
     finding = only(scope)
     assert (finding.target, finding.evidence["sqlstate"]) == ("serialization failure", "40001")
-    assert place(finding) == (__file__, line_of("writes second"))
+    assert place(finding) == (__file__, line_of("comes second"))
     assert "at the COMMIT" in finding.message
 
 

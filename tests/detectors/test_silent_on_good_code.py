@@ -296,9 +296,9 @@ def test_a_long_list_in_chunks(engine: Engine, size: int) -> None:
         for chunk in chunks(size):
             session.scalars(select(Item).where(Item.id.in_(chunk), Item.quantity == 1)).all()
         for chunk in chunks(size):
-            session.execute(text("SELECT id FROM items WHERE id = ANY(:ids)"), {"ids": chunk})
+            session.execute(text("SELECT id FROM items WHERE id = ANY(:ids)"), {"ids": chunk}).all()
         for chunk in chunks(size):
-            session.execute(select(Item.id).where(tuple_(Item.id, Item.order_id).in_([(n, n) for n in chunk])))
+            session.execute(select(Item.id).where(tuple_(Item.id, Item.order_id).in_([(n, n) for n in chunk]))).all()
     assert scope.statements == 18
     assert found(scope) == []
 
@@ -312,7 +312,7 @@ async def test_async_a_long_list_in_chunks(shop_url: str, driver: str) -> None:
                 for chunk in chunks(500):
                     await session.scalars(select(Item).where(Item.id.in_(chunk), Item.quantity == 1))
                 for chunk in chunks(500):
-                    await session.execute(text("SELECT id FROM items WHERE id = ANY(:ids)"), {"ids": chunk})
+                    (await session.execute(text("SELECT id FROM items WHERE id = ANY(:ids)"), {"ids": chunk})).all()
     assert scope.statements == 12
     assert found(scope) == []
 
