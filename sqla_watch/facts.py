@@ -124,6 +124,8 @@ class RowCounter:
     """Nanoseconds of the statement with the fetches so far, once it is in a group."""
     group: StatementGroup | None = None
 
+    noted: bool = False
+    """Whether there is anything in the two below."""
     unread: int = 0
     """Rows that the driver had fetched and nobody asked for."""
     parents: int = 0
@@ -144,13 +146,13 @@ class RowCounter:
 
     def leave(self, unread: int) -> None:
         """Note that a result was closed or dropped while rows of it were unread."""
-        self.unread = unread
+        self.unread, self.noted = unread, True
         if self.group is not None:
             self.group.count_rows(self)
 
     def count_parents(self, parents: int) -> None:
         """Note how many distinct objects there were in all rows of a joined query."""
-        self.parents = parents
+        self.parents, self.noted = parents, True
         if self.group is not None:
             self.group.count_rows(self)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sized
 from itertools import count
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
@@ -91,6 +91,9 @@ class _Longest(Generic[_T]):
         else:
             heapq.heappushpop(self._heap, entry)
             self.dropped += 1
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def __iter__(self) -> Any:
         """Yield the kept facts in the order in which they came."""
@@ -191,6 +194,22 @@ class Record:
         return list(self._groups.values())
 
     @property
+    def kinds(self) -> list[str]:
+        """What it has anything of, by name; most scopes have little."""
+        kept: tuple[tuple[str, Sized], ...] = (
+            ("groups", self._groups),
+            ("transactions", self.transactions),
+            ("waits", self.waits),
+            ("repeats", self.repeats),
+            ("flushes", self._flushes),
+            ("sessions", self.sessions),
+            ("missing_loads", self.missing_loads),
+            ("engines", self.engines),
+            ("blocking", self._on_event_loop),
+        )
+        return [name for name, facts in kept if facts]
+
+    @property
     def flushes(self) -> list[FlushGroup]:
         """The flushes, added up by session and line."""
         return list(self._flushes.values())
@@ -287,7 +306,7 @@ class Record:
                 counter.elapsed = elapsed
                 if counter.streamed:
                     group.streamed = True
-                if counter.unread or counter.parents:
+                if counter.noted:
                     group.count_rows(counter)
             if error:
                 self.errors += 1
@@ -298,9 +317,7 @@ class Record:
             if group.errors:
                 group.failed_last = False
             if extra is not None:
-                self._add_extra(group, extra, rows)
-            if values and fingerprint.writes and len(group.assigned) < 2:
-                group.assigned.add(values)
+                self._add_extra(group, extra, rows, values)
             if fixed not in group.values and not (group.flushed and group.values):
                 if self._room > 0:
                     group.values.add(fixed)
@@ -329,7 +346,7 @@ class Record:
         self.rows += all_rows
         self.database += database
 
-    def _add_extra(self, group: StatementGroup, extra: Extra, rows: int) -> None:
+    def _add_extra(self, group: StatementGroup, extra: Extra, rows: int, values: int) -> None:
         """Add what there is to know of some statements only."""
         if extra.skipped > group.most_skipped and rows:  # behind the end there was less to skip
             group.most_skipped = extra.skipped
@@ -350,6 +367,8 @@ class Record:
             group.in_flush = group.in_flush + 1 if extra.flush == group.last_flush else 1
             group.last_flush = extra.flush
             if not extra.sets:
+                if len(group.assigned) < 2:
+                    group.assigned.add(values)
                 group.most_in_flush = max(group.most_in_flush, group.in_flush)
 
     def _overlap(self, one: Statement, other: Statement) -> None:

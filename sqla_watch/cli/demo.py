@@ -1,4 +1,4 @@
-"""`sqla-watch demo`: the seven mistakes and their repairs on a real database, each in a scope of its own.
+"""`sqla-watch demo`: mistakes and their repairs on a real database, each in a scope of its own.
 
 The demo is its own test: it says so, and exits with 1, if a mistake is not found or a repair is found fault with.
 """
@@ -67,9 +67,10 @@ def demo(url: str | None, json_path: str | None, force: bool) -> int:
         with open_shop(url, force=force, say=partial(click.echo, err=True)) as shop:
             pairs = play(shop)
             database = _database(shop)
+            left_out = {scenario.name: reason for scenario in SCENARIOS if (reason := _why_not(scenario, shop))}
     except SQLAlchemyError as error:
         raise click.ClickException(f"the demo broke off: {first_line(error)}") from error
-    _print(Terminal(sys.stdout), database, pairs)
+    _print(Terminal(sys.stdout), database, pairs, left_out)
     if json_path is not None:
         json.write(_document(pairs), json_path)
     return _verdict(pairs)
@@ -78,7 +79,7 @@ def demo(url: str | None, json_path: str | None, force: bool) -> int:
 def play(shop: Shop) -> list[Pair]:
     """Run each mistake and its repair, watched, with the settings of the development profile.
 
-    The scenario for asyncio is left out where the shop has no engine for it.
+    Scenarios that cannot be on the shop's database are left out.
     """
     watches = [sqla_watch.install(engine) for engine in (shop.engine, shop.small_pool)]
     if shop.async_engine is not None:
@@ -87,26 +88,35 @@ def play(shop: Shop) -> list[Pair]:
     with shop.engine.connect() as connection:  # the first mistake is not to pay for the first connection
         connection.execute(text("SELECT 1"))
     try:
-        return [
-            _pair(scenario, shop) for scenario in SCENARIOS if shop.async_engine is not None or not scenario.is_async
-        ]
+        return [_pair(scenario, shop) for scenario in SCENARIOS if not _why_not(scenario, shop)]
     finally:
         for watch in watches:
             watch.uninstall()
 
 
+def _why_not(scenario: Scenario, shop: Shop) -> str:
+    """Say why a scenario cannot be on the shop's database; empty if it can."""
+    if scenario.is_async and shop.async_engine is None:
+        return "it needs greenlet and a driver for asyncio"
+    return scenario.not_on_sqlite if shop.engine.dialect.name == "sqlite" else ""
+
+
 def _pair(scenario: Scenario, shop: Shop) -> Pair:
-    mistake, wrong_way = _run(scenario.mistake, shop, f"{scenario.name}: mistake")
-    repair, right_way = _run(scenario.repair, shop, f"{scenario.name}: repair")
+    # Which attributes are read is followed only while a watch asks for it.
+    sqla_watch.install(shop.engine, settings=sqla_watch.Settings(rules=scenario.rules))
+    mistake, wrong_way = _run(scenario.mistake, shop, f"{scenario.name}: mistake", scenario)
+    repair, right_way = _run(scenario.repair, shop, f"{scenario.name}: repair", scenario)
     return Pair(scenario, mistake, repair, same_answer=wrong_way == right_way)
 
 
-def _run(function: Callable[[Shop], object], shop: Shop, name: str) -> tuple[Scope, object]:
+def _run(function: Callable[[Shop], object], shop: Shop, name: str, scenario: Scenario) -> tuple[Scope, object]:
     gc.collect()  # what others left behind is not to be counted here: it takes longer than some repairs
-    with entered(Scope(name, "demo", sqla_watch.Settings())) as scope:
+    with entered(Scope(name, "demo", sqla_watch.Settings(rules=scenario.rules))) as scope:
         answer = function(shop)
         if inspect.iscoroutine(answer):
             answer = asyncio.run(answer)
+    if scenario.undo is not None:
+        scenario.undo(shop)
     return scope, answer
 
 
@@ -116,7 +126,7 @@ def _database(shop: Shop) -> str:
     return f"{'PostgreSQL' if dialect.name == 'postgresql' else 'SQLite'} {version} with {dialect.driver}"
 
 
-def _print(terminal: Terminal, database: str, pairs: list[Pair]) -> None:
+def _print(terminal: Terminal, database: str, pairs: list[Pair], left_out: dict[str, str]) -> None:
     terminal.line(f"{count(len(pairs), 'mistake')}, each with its repair, on {database}", "bold")
     terminal.findings(Told.once(finding) for pair in pairs for finding in pair.mistake.findings)
     terminal.line()
@@ -128,9 +138,8 @@ def _print(terminal: Terminal, database: str, pairs: list[Pair]) -> None:
     for pair in pairs:
         if pair.scenario.note:
             terminal.line(f"{pair.scenario.name}: {pair.scenario.note}.")
-    for scenario in SCENARIOS:
-        if scenario not in [pair.scenario for pair in pairs]:
-            terminal.line(f"{scenario.name}: left out, it needs greenlet and a driver for asyncio.")
+    for name, reason in left_out.items():
+        terminal.line(f"{name}: left out, {reason}.")
 
 
 def _compared(pair: Pair) -> Iterator[str]:

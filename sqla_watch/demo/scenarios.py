@@ -6,17 +6,21 @@ its own.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, create_engine, delete, func, insert, select, text, update
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload, undefer
 
+import sqla_watch
 from sqla_watch.demo.data import COUNTRIES
 from sqla_watch.demo.models import Customer, Item, Order, Product, Rate
 
@@ -49,6 +53,13 @@ class Scenario:
     findings: int = 1
     """How many findings the mistake has."""
     is_async: bool = False
+    """Whether it needs the asynchronous engine."""
+    not_on_sqlite: str = ""
+    """Why it is left out on SQLite, if it is."""
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of its rule, where that is off by default."""
+    undo: Callable[[Shop], None] | None = None
+    """Takes back what mistake and repair write, after each of them."""
     note: str = ""
     """What the numbers do not show."""
 
@@ -229,6 +240,12 @@ def long_transaction_repair(shop: Shop) -> str:
     return receipt
 
 
+def take_back_payment(shop: Shop) -> None:
+    """Give the order the status that it had."""
+    with shop.engine.begin() as connection:
+        connection.execute(update(Order).where(Order.id == 7).values(status="returned"))
+
+
 # pool-wait: connections are kept for work that needs none, and others stand in the queue.
 
 
@@ -355,6 +372,286 @@ def large_in_list_repair(shop: Shop) -> int | None:
         return session.scalar(select(func.count(Item.id)).join(Item.order).where(Order.status == "new"))
 
 
+# cartesian-join: two collections are joined, and multiply each other.
+
+
+def cartesian_join_mistake(shop: Shop) -> dict[int, tuple[int, int]]:
+    """Show a hundred orders with their items and all orders of their customers: 4 times 10 rows for each."""
+    query = select(Order).options(joinedload(Order.items), joinedload(Order.customer).joinedload(Customer.orders))
+    with Session(shop.engine) as session:
+        orders = session.scalars(query.order_by(Order.id).limit(100)).unique().all()
+        return {order.id: (len(order.items), len(order.customer.orders)) for order in orders}
+
+
+def cartesian_join_repair(shop: Shop) -> dict[int, tuple[int, int]]:
+    """Load each collection by a statement of its own."""
+    query = select(Order).options(selectinload(Order.items), joinedload(Order.customer).selectinload(Customer.orders))
+    with Session(shop.engine) as session:
+        orders = session.scalars(query.order_by(Order.id).limit(100)).all()
+        return {order.id: (len(order.items), len(order.customer.orders)) for order in orders}
+
+
+# row-by-row-write: a list of new values, and a statement for each.
+
+NEW_PRICES = [{"id": number, "price": Decimal(number)} for number in range(1, 101)]
+
+
+def row_by_row_write_mistake(shop: Shop) -> Decimal | None:
+    """Take over a price list, product by product."""
+    with Session(shop.engine) as session:
+        for new in NEW_PRICES:
+            session.execute(update(Product).where(Product.id == new["id"]).values(price=new["price"]))
+        session.commit()
+        return session.scalar(select(func.sum(Product.price)))
+
+
+def row_by_row_write_repair(shop: Shop) -> Decimal | None:
+    """Send all of them at once."""
+    with Session(shop.engine) as session:
+        session.execute(update(Product), NEW_PRICES)
+        session.commit()
+        return session.scalar(select(func.sum(Product.price)))
+
+
+def take_back_prices(shop: Shop) -> None:
+    """Give the products the prices that they had."""
+    with shop.engine.begin() as connection:
+        connection.execute(update(Product).values(price=Product.id + Decimal("0.90")))
+
+
+# flush-storm: each query flushes what was added before it.
+
+
+def flush_storm_mistake(shop: Shop) -> list[str]:
+    """Number a hundred new customers within their countries, counting for each how many there are."""
+    names = []
+    with Session(shop.engine) as session:
+        for number in range(1_001, 1_101):
+            country = COUNTRIES[number % 2]
+            known = session.scalars(select(func.count()).where(Customer.country == country)).one()
+            names.append(f"{country} {known + 1}")
+            session.add(Customer(id=number, name=names[-1], country=country))
+        session.commit()
+    return names
+
+
+def flush_storm_repair(shop: Shop) -> list[str]:
+    """Count before the loop."""
+    names = []
+    with Session(shop.engine) as session:
+        counts = select(Customer.country, func.count().label("known")).group_by(Customer.country)
+        known = {row.country: row.known for row in session.execute(counts)}
+        for number in range(1_001, 1_101):
+            country = COUNTRIES[number % 2]
+            known[country] += 1
+            names.append(f"{country} {known[country]}")
+            session.add(Customer(id=number, name=names[-1], country=country))
+        session.commit()
+    return names
+
+
+def take_back_customers(shop: Shop) -> None:
+    """Delete the new customers."""
+    with shop.engine.begin() as connection:
+        connection.execute(delete(Customer).where(Customer.id > 1_000))
+
+
+# uncached-statement: a list of rows in values() makes a statement that no cache can keep.
+
+NEW_CUSTOMERS = [
+    {"id": number, "name": f"Customer {number}", "country": "CH", "notes": ""} for number in range(1_001, 2_001)
+]
+
+
+def uncached_statement_mistake(shop: Shop) -> int:
+    """Import a thousand customers in chunks, each compiled into a statement of its own."""
+    with Session(shop.engine) as session:
+        for first in range(0, len(NEW_CUSTOMERS), 100):
+            session.execute(insert(Customer).values(NEW_CUSTOMERS[first : first + 100]))
+        session.commit()
+        return count_customers(session, "CH")
+
+
+def uncached_statement_repair(shop: Shop) -> int:
+    """Give the rows beside the statement, which is then compiled once."""
+    with Session(shop.engine) as session:
+        for first in range(0, len(NEW_CUSTOMERS), 100):
+            session.execute(insert(Customer), NEW_CUSTOMERS[first : first + 100])
+        session.commit()
+        return count_customers(session, "CH")
+
+
+# session-scope: nobody says what becomes of a change.
+
+
+def session_scope_mistake(shop: Shop) -> str:
+    """Send an order, and forget the commit: the order stays as it was, and nobody hears of it."""
+    with Session(shop.engine) as session:
+        order = session.get_one(Order, 8)
+        order.status = "sent"
+        return f"order {order.id} was sent"
+
+
+def session_scope_repair(shop: Shop) -> str:
+    """Have the block commit."""
+    with Session(shop.engine) as session, session.begin():
+        order = session.get_one(Order, 8)
+        order.status = "sent"
+        return f"order {order.id} was sent"
+
+
+def take_back_order(shop: Shop) -> None:
+    """Give the order the status that it had."""
+    with shop.engine.begin() as connection:
+        connection.execute(update(Order).where(Order.id == 8).values(status="new"))
+
+
+# async-lazy-load: where nothing can be awaited, nothing can load lazily.
+
+
+async def async_lazy_load_mistake(shop: Shop) -> str:
+    """Count the items of an order, which is an error at the first attempt."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    async with AsyncSession(shop.async_engine) as session:
+        order = await session.get_one(Order, 1)
+        try:
+            return f"{len(order.items)} items"
+        except MissingGreenlet:
+            return await session.run_sync(lambda _: f"{len(order.items)} items")
+
+
+async def async_lazy_load_repair(shop: Shop) -> str:
+    """Load the items with the order."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    async with AsyncSession(shop.async_engine) as session:
+        order = await session.get_one(Order, 1, options=[selectinload(Order.items)])
+        return f"{len(order.items)} items"
+
+
+# blocking-call: a coroutine that waits for the database in the event loop's own thread.
+
+
+def turnover(shop: Shop, country: str) -> Decimal | None:
+    """Add up what the customers of a country have bought."""
+    query = select(func.sum(Product.price * Item.quantity)).join(Item.product).join(Item.order).join(Order.customer)
+    with Session(shop.small_pool) as session:
+        return session.scalar(query.where(Customer.country == country))
+
+
+async def blocking_call_mistake(shop: Shop) -> Sequence[Decimal | None]:
+    """Handle two requests as if at once; while the database answers one, the event loop stands still."""
+
+    async def handle(country: str) -> Decimal | None:
+        return turnover(shop, country)
+
+    return await asyncio.gather(handle("CH"), handle("FR"))
+
+
+async def blocking_call_repair(shop: Shop) -> Sequence[Decimal | None]:
+    """Wait in a thread."""
+
+    async def handle(country: str) -> Decimal | None:
+        return await asyncio.to_thread(turnover, shop, country)
+
+    return await asyncio.gather(handle("CH"), handle("FR"))
+
+
+# large-identity-map: a session keeps every object that somebody still holds.
+
+
+def large_identity_map_mistake(shop: Shop) -> Counter[str]:
+    """Count all orders by status; they are read in pieces, and kept nevertheless."""
+    orders: list[Order] = []
+    with Session(shop.engine) as session:
+        for first in range(1, 10_001, 1_000):
+            orders += session.scalars(select(Order).where(Order.id >= first, Order.id < first + 1_000))
+        return Counter(order.status for order in orders)
+
+
+def large_identity_map_repair(shop: Shop) -> Counter[str]:
+    """Keep what is needed of each piece."""
+    statuses: Counter[str] = Counter()
+    with Session(shop.engine) as session:
+        for first in range(1, 10_001, 1_000):
+            orders = session.scalars(select(Order).where(Order.id >= first, Order.id < first + 1_000))
+            statuses.update(order.status for order in orders)
+        return statuses
+
+
+# unread-rows: everything is sorted and sent for the sake of the first.
+
+
+def unread_rows_mistake(shop: Shop) -> int | None:
+    """Find the latest new order."""
+    with Session(shop.engine) as session:
+        return session.scalars(select(Order.id).where(Order.status == "new").order_by(Order.id.desc())).first()
+
+
+def unread_rows_repair(shop: Shop) -> int | None:
+    """Ask for one."""
+    with Session(shop.engine) as session:
+        return session.scalars(select(Order.id).where(Order.status == "new").order_by(Order.id.desc()).limit(1)).first()
+
+
+# engine-settings: an engine that throws away every compiled statement.
+
+
+def poll(engine: Engine) -> list[str]:
+    """Ask fifty times who has ordered last, as the browsers of those who wait do."""
+    query = select(Order).options(joinedload(Order.customer)).order_by(Order.id.desc()).limit(1)
+    names = []
+    with sqla_watch.install(engine):
+        for _ in range(50):
+            with Session(engine) as session:
+                names.append(session.scalars(query).one().customer.name)
+    engine.dispose()
+    return names
+
+
+def engine_settings_mistake(shop: Shop) -> list[str]:
+    """Save the memory of the cache for compiled statements."""
+    return poll(create_engine(shop.engine.url, query_cache_size=0))
+
+
+def engine_settings_repair(shop: Shop) -> list[str]:
+    """Leave the cache as it is."""
+    return poll(create_engine(shop.engine.url))
+
+
+# unused-eager-load: a list whose template once showed the items, too.
+
+
+def unused_eager_load_mistake(shop: Shop) -> list[str]:
+    """List the status of a hundred orders."""
+    query = select(Order).order_by(Order.id).limit(100)
+    with Session(shop.engine) as session:
+        return [order.status for order in session.scalars(query.options(selectinload(Order.items)))]
+
+
+def unused_eager_load_repair(shop: Shop) -> list[str]:
+    """Load what is shown."""
+    query = select(Order).order_by(Order.id).limit(100)
+    with Session(shop.engine) as session:
+        return [order.status for order in session.scalars(query)]
+
+
+# wide-rows: all columns of each object, and one of them is read.
+
+
+def wide_rows_mistake(shop: Shop) -> int:
+    """Add up the pieces of some thousand items."""
+    with Session(shop.engine) as session:
+        return sum(item.quantity for item in session.scalars(select(Item).where(Item.order_id <= 1_000)))
+
+
+def wide_rows_repair(shop: Shop) -> int:
+    """Ask for the one column."""
+    with Session(shop.engine) as session:
+        return sum(session.scalars(select(Item.quantity).where(Item.order_id <= 1_000)))
+
+
 SCENARIOS = [
     Scenario("n-plus-one", "one level", n_plus_one_mistake, n_plus_one_repair),
     Scenario("n-plus-one", "three levels", nested_mistake, nested_repair, findings=3),
@@ -368,6 +665,7 @@ SCENARIOS = [
         "payment",
         long_transaction_mistake,
         long_transaction_repair,
+        undo=take_back_payment,
         note="the provider takes as long as before, but no lock and no connection is held meanwhile",
     ),
     Scenario("pool-wait", "reports", pool_wait_mistake, pool_wait_repair),
@@ -376,5 +674,64 @@ SCENARIOS = [
     Scenario("deep-offset", "items", deep_offset_mistake, deep_offset_repair),
     Scenario("limit-without-order-by", "products", limit_without_order_by_mistake, limit_without_order_by_repair),
     Scenario("large-in-list", "new orders", large_in_list_mistake, large_in_list_repair),
+    Scenario("cartesian-join", "orders and items", cartesian_join_mistake, cartesian_join_repair),
+    Scenario(
+        "row-by-row-write", "price list", row_by_row_write_mistake, row_by_row_write_repair, undo=take_back_prices
+    ),
+    Scenario("flush-storm", "new customers", flush_storm_mistake, flush_storm_repair, undo=take_back_customers),
+    Scenario(
+        "uncached-statement",
+        "import",
+        uncached_statement_mistake,
+        uncached_statement_repair,
+        undo=take_back_customers,
+    ),
+    Scenario(
+        "session-scope",
+        "forgotten commit",
+        session_scope_mistake,
+        session_scope_repair,
+        undo=take_back_order,
+        note="the mistake is quicker, and the order was never sent",
+    ),
+    Scenario(
+        "async-lazy-load",
+        "items",
+        async_lazy_load_mistake,
+        async_lazy_load_repair,
+        is_async=True,
+        not_on_sqlite="with aiosqlite SQLAlchemy wraps the error in another one",
+        note="the mistake is an error page for the customer",
+    ),
+    Scenario(
+        "blocking-call",
+        "two requests",
+        blocking_call_mistake,
+        blocking_call_repair,
+        note="the database takes as long as before, but the event loop serves others meanwhile",
+    ),
+    Scenario("large-identity-map", "all orders", large_identity_map_mistake, large_identity_map_repair),
+    Scenario(
+        "unread-rows",
+        "latest order",
+        unread_rows_mistake,
+        unread_rows_repair,
+        not_on_sqlite="SQLite fetches no more rows than are asked for",
+    ),
+    Scenario("engine-settings", "no cache", engine_settings_mistake, engine_settings_repair),
+    Scenario(
+        "unused-eager-load",
+        "order list",
+        unused_eager_load_mistake,
+        unused_eager_load_repair,
+        rules={"unused-eager-load": "warn"},
+    ),
+    Scenario(
+        "wide-rows",
+        "quantities",
+        wide_rows_mistake,
+        wide_rows_repair,
+        rules={"wide-rows": {"action": "warn", "min_columns": 4}},  # the shop's tables are narrow
+    ),
 ]
 """Every mistake with its repair."""

@@ -48,6 +48,10 @@ class Facts(Protocol):
     """What a rule may read of a scope's record."""
 
     @property
+    def kinds(self) -> Collection[str]:
+        """Names of those below that are not empty."""
+
+    @property
     def groups(self) -> list[StatementGroup]: ...
     @property
     def repeats(self) -> list[Repeat]: ...
@@ -132,6 +136,8 @@ class Rule(ABC):
     thresholds: ClassVar[Mapping[str, Threshold]] = {}
     actions: ClassVar[Mapping[Profile, Action]] = {}
     """What it does where that is not the profile's own action."""
+    reads: ClassVar[str] = "groups"
+    """The kind of facts without which it finds nothing: the name of an attribute of `Facts`."""
     after: ClassVar[tuple[str, ...]] = ()
     """Ids of more specific rules: what they have found is not found again."""
 
@@ -155,11 +161,13 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
 
     findings: list[Finding] = []
     claimed: set[object] = set()
+    kinds = facts.kinds
     for rule in settings.active:
-        if only is not None and rule not in only:
+        detector = RULES[rule]
+        if detector.reads not in kinds or (only is not None and rule not in only):
             continue
         try:
-            for found in RULES[rule].find(facts, Context(settings.rule(rule), claimed)):
+            for found in detector.find(facts, Context(settings.rule(rule), claimed)):
                 claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
                     findings.append(found.finding)

@@ -58,6 +58,7 @@ class BlockingCall(Rule):
     id = "blocking-call"
     guide = (18,)
     warning = BlockingCallWarning
+    reads = "blocking"
     thresholds: ClassVar = {"min_seconds": Threshold(0.0, 0.0, 0.05, "seconds that the loop stood still")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:

@@ -47,7 +47,9 @@ class EngineSettings(Rule):
     `in_production`: 1 to judge echo, pool_pre_ping and the pool's limit, too (production 1, else 0).
 
     ## How to silence it
-    `rules={"engine-settings": "ignore"}` in the settings, or one of its thresholds at 0.
+    `# sqla-watch: ignore[engine-settings]` on the line of `sqla_watch.install()`, `"engine-settings": "ignore"` in the
+    settings' `rules`, or one of its thresholds at 0. It is about no statement, so that
+    `with sqla_watch.ignore("engine-settings"):` does not reach it.
 
     ## Limits
     Told once for each engine in a process, with the first scope after the watch began. Whether the pools of all
@@ -57,6 +59,7 @@ class EngineSettings(Rule):
     id = "engine-settings"
     guide = (1,)
     warning = EngineSettingsWarning
+    reads = "engines"
     thresholds: ClassVar = {
         "min_query_cache_size": Threshold(100, 100, 100, "statements that the cache holds"),
         "in_production": Threshold(0, 0, 1, "1 to judge what matters in production only"),

@@ -26,15 +26,14 @@ class FlushStorm(Rule):
     ## Example
     ```python
     for number in range(12):
-        session.add(Rate(country=f"{number:02}", percent=20))
-        session.scalar(select(func.count()).select_from(Product))  # flushes what was added
+        known = session.scalar(select(func.count()).select_from(Rate))  # flushes what was added
+        session.add(Rate(country=f"{known:02}", percent=20))
     ```
 
     ## Use instead
     ```python
-    products = session.scalar(select(func.count()).select_from(Product))
-    for number in range(12):
-        session.add(Rate(country=f"{number:02}", percent=20))
+    known = session.scalar(select(func.count()).select_from(Rate))
+    session.add_all(Rate(country=f"{known + number:02}", percent=20) for number in range(12))
     session.flush()
     ```
 
@@ -52,6 +51,7 @@ class FlushStorm(Rule):
     id = "flush-storm"
     guide = (12,)
     warning = FlushStormWarning
+    reads = "flushes"
     thresholds: ClassVar = {
         "min_flushes": Threshold(10, 10, 50, "flushes of one session from one line"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "seconds in all of them"),

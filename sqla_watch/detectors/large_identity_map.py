@@ -53,6 +53,7 @@ class LargeIdentityMap(Rule):
     id = "large-identity-map"
     guide = (7,)
     warning = LargeIdentityMapWarning
+    reads = "sessions"
     thresholds: ClassVar = {"min_objects": Threshold(5_000, 5_000, 10_000, "objects in one session")}
     after = ("oversized-result",)
 

@@ -55,6 +55,7 @@ class LongTransaction(Rule):
     id = "long-transaction"
     guide = (3,)
     warning = LongTransactionWarning
+    reads = "transactions"
     thresholds: ClassVar = {"min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")}
     after = ("slow-query",)
 

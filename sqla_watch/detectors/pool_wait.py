@@ -56,6 +56,7 @@ class PoolWait(Rule):
     id = "pool-wait"
     guide = (17,)
     warning = PoolWaitWarning
+    reads = "waits"
     thresholds: ClassVar = {"min_seconds": Threshold(0.1, 0.1, 0.1, "seconds of one wait")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:

@@ -51,6 +51,7 @@ class RepeatedQuery(Rule):
     id = "repeated-query"
     guide = (14,)
     warning = RepeatedQueryWarning
+    reads = "repeats"
     thresholds: ClassVar = {
         "min_repeats": Threshold(3, 3, 5, "executions in one transaction"),
         "min_seconds": Threshold(0.0, 0.0, 0.02, "database seconds of all but the first"),

@@ -56,6 +56,7 @@ class SessionScope(Rule):
     id = "session-scope"
     guide = (2,)
     warning = SessionScopeWarning
+    reads = "sessions"
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each cause and line."""

@@ -27,16 +27,14 @@ class UncachedStatement(Rule):
 
     ## Example
     ```python
-    for country in countries:
-        session.execute(text(f"SELECT count(*) FROM customers WHERE country = '{country}'"))
+    for customer_id in customer_ids:
+        session.execute(text(f"UPDATE orders SET status = 'sent' WHERE customer_id = {customer_id}"))
     ```
 
     ## Use instead
     ```python
-    session.execute(
-        text("SELECT country, count(*) FROM customers WHERE country = ANY(:countries) GROUP BY country"),
-        {"countries": countries},
-    )
+    for customer_id in customer_ids:
+        session.execute(text("UPDATE orders SET status = 'sent' WHERE customer_id = :id"), {"id": customer_id})
     ```
 
     ## Thresholds

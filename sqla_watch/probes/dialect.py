@@ -113,8 +113,6 @@ def _execute(door: Door, original: Any) -> Any:
                                 context._is_server_side or "stream_results" in context.execution_options
                             ):
                                 rows = context.cursor_fetch_strategy = CountingFetch()
-                                if fingerprint.shape is not None:
-                                    rows.key = fingerprint.shape.key
                             else:
                                 rows = count_stream(context, cursor)
                     if fingerprint.simple:
@@ -132,6 +130,8 @@ def _execute(door: Door, original: Any) -> Any:
                             extra = Extra(skipped, listed)
                     if fingerprint.entities:
                         runid = orm.next_runid()
+                        if rows.__class__ is CountingFetch and fingerprint.shape is not None:
+                            rows.key = fingerprint.shape.key
                         if tracking.columns or tracking.relationships:
                             tracking.follow(compiled)
                         options = context.execution_options.get("_sa_orm_load_options")

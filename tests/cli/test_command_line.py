@@ -23,7 +23,7 @@ from sqla_watch.cli.program import Program, ProgramError
         (["run", "--json", "empty", "here.py"], "'empty': it is a directory"),
         (["demo", "--json", "nowhere/x.json"], "'nowhere/x.json': No such file or directory"),
         (["rules", "n-plusone"], "unknown rule 'n-plusone'; did you mean 'n-plus-one'?"),
-        (["rules", "xyzzy"], "unknown rule 'xyzzy'; known are column-load-loop, database-error, "),
+        (["rules", "xyzzy"], "unknown rule 'xyzzy'; known are async-lazy-load, blocking-call, "),
         (["fix"], "No such command 'fix'"),
     ],
 )

@@ -156,6 +156,8 @@ def test_who_wants_findings_raised_gets_them_raised(shop):
 
 
 def test_the_profile_of_the_command_gives_way_to_the_environment(shop):
+    program = (shop.folder / "shop.py").read_text()
+    shop.write("shop.py", program.replace('"sqlite:///shop.db"', '"sqlite:///shop.db", pool_pre_ping=True'))
     shop.write("few.py", "import shop\nshop.count_orders()\n")
     production = shop.sqla_watch("run", "--profile", "production", "few.py")
     assert "nothing found" in production.stderr  # ten parents cost less than its 50 ms

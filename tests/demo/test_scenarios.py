@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
 from sqla_watch.cli.database import open_shop
 from sqla_watch.cli.demo import Pair, play
 from sqla_watch.demo import scenarios
+from sqla_watch.demo.models import Base
 from sqla_watch.demo.scenarios import SCENARIOS
 from sqla_watch.detectors import RULES
 
@@ -30,6 +31,17 @@ def own_database(database_url: str) -> Iterator[str]:
     server.dispose()
 
 
+def rows_of(engine: Engine) -> dict[str, str]:
+    """A digest of each of the shop's tables."""
+    with engine.connect() as connection:
+        return {
+            name: connection.execute(
+                text(f"SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM {name} t")
+            ).scalar_one()
+            for name in Base.metadata.tables
+        }
+
+
 @pytest.fixture(scope="module")
 def pairs(own_database: str) -> dict[str, Pair]:
     """The whole demo, run once."""
@@ -37,11 +49,17 @@ def pairs(own_database: str) -> dict[str, Pair]:
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     with open_shop(own_database) as shop:
+        before = rows_of(shop.engine)
         played = play(shop)
+        assert rows_of(shop.engine) == before  # what a scenario writes it takes back
     engine = create_engine(own_database)
     assert inspect(engine).get_table_names() == []
     engine.dispose()
     return {pair.scenario.name: pair for pair in played}
+
+
+# A statement for each collection instead of one that joins them all; and an UPDATE that was never sent.
+MORE_STATEMENTS = {"cartesian-join", "session-scope"}
 
 
 @pytest.mark.parametrize("name", [scenario.name for scenario in SCENARIOS])
@@ -51,7 +69,8 @@ def test_the_mistake_is_found_where_it_is_and_the_repair_is_silent(pairs: dict[s
     for finding in pair.mistake.findings:
         assert finding.location is not None
         assert finding.location.file == scenarios.__file__
-    assert pair.repair.statements <= pair.mistake.statements
+    if pair.scenario.rule not in MORE_STATEMENTS:
+        assert pair.repair.statements <= pair.mistake.statements
     assert pair.repair.rows <= pair.mistake.rows
 
 
@@ -73,3 +92,11 @@ def test_the_suggestions_are_what_the_repairs_do(pairs: dict[str, Pair]) -> None
     assert ".options(joinedload(Order.customer))" in asynchronous.suggestion
     (loop,) = pairs["query-in-loop, session.get"].mistake.findings
     assert "customers.c.id.in_(values)" in loop.suggestion
+    (joined,) = pairs["cartesian-join, orders and items"].mistake.findings
+    assert "selectinload(Customer.orders), selectinload(Order.items)" in joined.suggestion
+    (missing,) = pairs["async-lazy-load, items"].mistake.findings
+    assert ".options(selectinload(Order.items))" in missing.suggestion
+    (unused,) = pairs["unused-eager-load, order list"].mistake.findings
+    assert unused.target == "Order.items"
+    (wide,) = pairs["wide-rows, quantities"].mistake.findings
+    assert "select(Item.quantity)" in wide.suggestion

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import os
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 import sqla_watch
 from sqla_watch import Scope, Settings, Watch
-from sqla_watch.demo.models import Customer, Order
+from sqla_watch.demo.models import Order, Rate
 from sqla_watch.facts import FlushCause, SessionEvent
 from sqla_watch.probes.session import flushing, session_door
 from tests.conftest import url_for
@@ -203,7 +205,7 @@ def test_sessions_that_flush_in_turns_are_told_apart(shelves: Engine) -> None:
 
 
 @pytest.fixture(params=DRIVERS)
-def application(request: pytest.FixtureRequest, shop_url: str, tmp_path: Any) -> Iterator[Application]:
+def application(request: pytest.FixtureRequest, shop_url: str, tmp_path: Path) -> Iterator[Application]:
     application = Application(request.param, shop_url, tmp_path)
     application.fill()
     yield application
@@ -305,7 +307,7 @@ async def test_asynchronous_sessions_end_in_every_way_as_ever(shop_url: str) -> 
             assert closed == ["before", "after"] * 3
             with pytest.raises(LookupError, match="of the block"):
                 async with session:
-                    session.add(Customer(name="nobody", country="XX"))
+                    session.add(Rate(country="XX", percent=1))
                     await session.flush()
                     raise LookupError("of the block")
             await session.get_one(Order, 1)
@@ -376,7 +378,7 @@ def test_somebody_elses_wrapper_and_listener_stay(engine: Engine, monkeypatch: p
         watch.uninstall()
         assert Session.close is close
         with Session(engine) as session:
-            session.add(Customer(name="nobody", country="XX"))
+            session.add(Rate(country="XX", percent=1))
             session.flush()
             session.rollback()
         assert calls == ["flush", "close"]
@@ -404,16 +406,22 @@ def test_a_flush_during_which_the_watch_goes(shelves: Engine) -> None:
     again.uninstall()
 
 
-def run(program: str, *arguments: str) -> str:
+ROOT = str(Path(sqla_watch.__file__).parents[1])
+
+
+def run(folder: Path, program: str, *arguments: str) -> str:
     """Run a program in a fresh Python; return what it printed."""
+    file = folder / "program.py"
+    file.write_text(program)
+    command = [sys.executable, "-W", "ignore", str(file), *arguments]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, *arguments], capture_output=True, text=True, timeout=60
+        command, capture_output=True, text=True, timeout=60, cwd=folder, env={**os.environ, "PYTHONPATH": ROOT}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_an_orm_that_is_imported_after_the_watch_began_is_watched(shop_url: str, tmp_path: Any) -> None:
+def test_an_orm_that_is_imported_after_the_watch_began_is_watched(shop_url: str, tmp_path: Path) -> None:
     program = """
 import sys
 from sqlalchemy import create_engine, func, select
@@ -447,7 +455,7 @@ watch.uninstall()
 print((Session.close, AsyncSession.close) == original)
 """
     for url in (url_for(shop_url, "psycopg"), f"sqlite:///{tmp_path / 'late.db'}"):
-        assert run(program, url).splitlines() == [
+        assert run(tmp_path, program, url).splitlines() == [
             "[('flush-storm', 'late_things'), ('session-scope', 'unsaved')]",
             "[True]",
             "['session-scope']",
@@ -455,7 +463,7 @@ print((Session.close, AsyncSession.close) == original)
         ]
 
 
-def test_an_application_without_the_orm_gets_none(shop_url: str) -> None:
+def test_an_application_without_the_orm_gets_none(shop_url: str, tmp_path: Path) -> None:
     program = """
 import sys
 from sqlalchemy import create_engine, text
@@ -471,13 +479,13 @@ print(scope.statements, sorted({finding.rule for finding in scope.findings}))
 watch.uninstall()
 print([name for name in sys.modules if name.startswith(("sqlalchemy.orm", "sqlalchemy.ext"))])
 """
-    assert run(program, url_for(shop_url, "psycopg")).splitlines() == [
+    assert run(tmp_path, program, url_for(shop_url, "psycopg")).splitlines() == [
         "25 ['query-in-loop', 'uncached-statement', 'unread-rows']",
         "[]",
     ]
 
 
-def test_in_production_findings_are_logged_in_a_fresh_process(shop_url: str) -> None:
+def test_in_production_findings_are_logged_in_a_fresh_process(shop_url: str, tmp_path: Path) -> None:
     """No module of ours stands in for the standard library's, whatever was imported first."""
     program = """
 import logging, sys
@@ -489,8 +497,8 @@ sqla_watch.install(engine, settings=sqla_watch.Settings(profile="production"))
 with sqla_watch.scope("request", kind="request"), engine.connect() as connection:
     connection.execute(text("SELECT generate_series(1, 20000) FROM rates WHERE country = 'AT'")).all()
 """
-    said = run(program, url_for(shop_url, "psycopg")).splitlines()
-    assert said[0].startswith("WARNING sqla_watch <string>:9 in <module>: one statement (SELECT rates) returned 20000")
+    said = run(tmp_path, program, url_for(shop_url, "psycopg")).splitlines()
+    assert said[0].startswith("WARNING sqla_watch program.py:9 in <module>: one statement (SELECT rates) returned 20000")
     assert said[0].endswith("[oversized-result]")
 
 
