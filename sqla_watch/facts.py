@@ -72,7 +72,8 @@ class Load(NamedTuple):
     columns: tuple[str, ...]
     """Names of the columns of a column load, as `Customer.notes`."""
     cause: str = ""
-    """Why it was needed: of columns `deferred`, `expired`, `subclass` or `refresh`; of relationships `flush` or
+    """Why it was needed: of columns `deferred`, `expired`, `expire`, `computed`, `subclass` or `refresh`; of
+    relationships `flush` or
     `delete` where SQLAlchemy itself touched them, `immediate` where `immediateload` did."""
 
 
@@ -236,6 +237,9 @@ class StatementGroup:
     in_unit: int = 0
     """Transactions in a row, of one session or connection, that were nothing but one such write and its COMMIT."""
     most_in_unit: int = 0
+    unit_started: int = 0
+    unit_busy: int = 0
+    """Since when, and nanoseconds of these transactions themselves."""
     uncached: int = 0
     """How often its line has sent a statement that SQLAlchemy's cache could not serve, and why."""
     why: str = ""
@@ -301,6 +305,7 @@ class StatementGroup:
         self.most_in_flush = max(self.most_in_flush, other.most_in_flush)
         self.assigned |= other.assigned
         self.uncached = max(self.uncached, other.uncached)
+        self.why = self.why or other.why
         self.on_event_loop = self.on_event_loop or other.on_event_loop
         self.failed_last = other.failed_last
         self.finished = max(self.finished, other.finished)
@@ -401,16 +406,19 @@ class Flush(NamedTuple):
     started: int
     finished: int
     ignores: tuple[Ignore, ...]
+    transaction: int = 0
+    """Serial number of the transaction that its statements were in."""
 
 
 @dataclass(slots=True, eq=False)
 class FlushGroup:
-    """Flushes of one session from one line."""
+    """Flushes of one session from one line, in one transaction: the one with most of them."""
 
     session: int
     cause: FlushCause
     call_site: CallSite | None
     ignores: tuple[Ignore, ...]
+    transaction: int = 0
     count: int = 0
     statements: int = 0
     objects: int = 0
@@ -456,7 +464,7 @@ class MissingLoad(NamedTuple):
     """Name of the class; empty where no attribute was touched."""
     key: str
     cause: str
-    """`relationship`, `deferred`, `expired`, or empty."""
+    """`relationship`, `deferred`, `expired`, `expire`, `computed`, `subclass`, or empty."""
     to_many: bool
     parent_runid: int
     call_site: CallSite | None

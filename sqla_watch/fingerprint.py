@@ -98,7 +98,8 @@ _HOUSEKEEPING = frozenset(
     {"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "PREPARE", "SET", "RESET", "SHOW"}
     | {"DEALLOCATE", "DISCARD", "EXPLAIN", "PRAGMA", "LISTEN", "UNLISTEN"}
 )
-_CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema")
+_CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema", "alembic_version")
+"""Tables that are kept by the server, or by a migration tool, and are not the application's data."""
 
 
 class Shape(NamedTuple):
@@ -169,6 +170,8 @@ class Fingerprint:
     """SQLAlchemy puts some values into the text when it is sent, and not among the parameters."""
     walking: frozenset[str | int] = frozenset()
     """Parameters, by name or position, of OFFSET, ranges and keyset comparisons, and those that an UPDATE sets."""
+    rekeys: bool = False
+    """An UPDATE that sets the very columns which its row is found by."""
     assigned: tuple[str | int, ...] = ()
     """Parameters, by name or position, that an UPDATE sets its columns to."""
     literals: int = 0
@@ -339,6 +342,7 @@ def read(text: str) -> Fingerprint:
         lists=len(lists),
         walking=walking_names,
         assigned=assigned,
+        rekeys=structure.rekeys,
         literals=hash(tuple(values[index] for index in pasted)) if pasted else 0,
         fixed_literals=hash(tuple(values[index] for index in pasted if index not in walking)) if pasted else 0,
         simple=not (pasted or walking_names or lists or structure.listed > 1),
@@ -356,6 +360,7 @@ class _Structure(NamedTuple):
     tables: tuple[str, ...]
     walking: frozenset[int]
     assigned: frozenset[int]
+    rekeys: bool
     returns_rows: bool
     housekeeping: bool
     may_write: bool
@@ -376,6 +381,7 @@ def _structure(marked: str) -> _Structure:
     housekeeping = operation in _HOUSEKEEPING or (
         bool(tables) and all(table.lower().startswith(_CATALOGUES) for table in tables)
     )
+    assignments, condition = _parts_of_update(marked) if operation == "UPDATE" else ("", "")
     outermost = _outermost(marked)
     offset = _OFFSET.search(outermost)
     ordered = _ORDERED.search(outermost)
@@ -389,7 +395,8 @@ def _structure(marked: str) -> _Structure:
         operation=operation,
         tables=tables,
         walking=frozenset(_walking(marked)),
-        assigned=_assigned(marked) if operation == "UPDATE" else frozenset(),
+        assigned=frozenset(int(number) for number in _MARK.findall(assignments)),
+        rekeys=_rekeys(assignments, condition),
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
         housekeeping=housekeeping,
         key_column=_key_column(marked),
@@ -425,10 +432,9 @@ def _walking(marked: str) -> set[int]:
     return found
 
 
-def _assigned(marked: str) -> frozenset[int]:
-    """Return the numbers of the values between SET and WHERE of an UPDATE."""
+def _parts_of_update(marked: str) -> tuple[str, str]:
+    """Return what stands between SET and WHERE of an UPDATE, and what stands behind WHERE."""
     depth = begin = 0
-    end = len(marked)
     for match in _WORD_OR_PARENTHESIS.finditer(marked):
         word = match[0].upper()
         if word == "(":
@@ -438,9 +444,15 @@ def _assigned(marked: str) -> frozenset[int]:
         elif depth == 0 and not begin and word == "SET":
             begin = match.end()
         elif depth == 0 and begin and word in ("WHERE", "FROM", "RETURNING"):
-            end = match.start()
-            break
-    return frozenset(int(number) for number in _MARK.findall(marked[begin:end])) if begin else frozenset()
+            return marked[begin : match.start()], marked[match.end() :] if word == "WHERE" else ""
+    return marked[begin:] if begin else "", ""
+
+
+def _rekeys(assignments: str, condition: str) -> bool:
+    """Whether every column that a condition compares by `=` is set anew."""
+    compared = {match[1].rpartition(".")[2].lower() for match in _EQUAL.finditer(condition)}
+    assigned = {match[1].rpartition(".")[2].lower() for match in _EQUAL.finditer(assignments)}
+    return bool(compared) and compared <= assigned
 
 
 def _outermost(marked: str) -> str:

@@ -50,6 +50,8 @@ MOST_LOADS = 10_000
 """Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
 HELPER_STATEMENTS = 1
 """Reads in one transaction up to which it is a helper's look-up, and not a unit of work of its own."""
+IDLE_UNIT = 10
+"""Times as long between the transactions as in them, from which on each row waits for work of another kind."""
 MOST_KEPT = 200
 """Longest transactions and waits that are kept."""
 POLL_NANOSECONDS = 1_000_000_000
@@ -177,6 +179,7 @@ class Record:
         self.engines: list[EngineConfiguration] = []
         self._reads = reads
         self._flushes: dict[Any, FlushGroup] = {}
+        self._most_flushes: dict[Any, FlushGroup] = {}
         self._on_event_loop: set[int] = set()
         self._parent = parent
         self._outer: Record | None = None
@@ -211,8 +214,11 @@ class Record:
 
     @property
     def flushes(self) -> list[FlushGroup]:
-        """The flushes, added up by session and line."""
-        return list(self._flushes.values())
+        """The flushes of one session from one line, in the transaction that had most of them."""
+        return [
+            max(group, self._most_flushes.get(key, group), key=lambda each: each.count)
+            for key, group in self._flushes.items()
+        ]
 
     @property
     def follows_attributes(self) -> bool:
@@ -399,7 +405,17 @@ class Record:
             if group is None:
                 if len(self._flushes) >= MOST_GROUPS:
                     self._flushes.clear()
-                group = self._flushes[key] = FlushGroup(fact.session, fact.cause, fact.call_site, fact.ignores)
+                    self._most_flushes.clear()
+                group = self._flushes[key] = FlushGroup(
+                    fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
+                )
+            if group.transaction != fact.transaction:
+                # A new one; of those before, the one with most is kept.
+                if (most := self._most_flushes.get(key)) is None or group.count > most.count:
+                    self._most_flushes[key] = group
+                group = self._flushes[key] = FlushGroup(
+                    fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
+                )
             group.count += 1
             group.statements += fact.statements
             group.objects += fact.objects
@@ -489,14 +505,14 @@ class Record:
             self._room += len(values)
             # From here on its times are the transaction's: connections that are out at once are no loop.
             group.started, group.finished = transaction.started, transaction.finished
-            line = (*key[:4], key[5])
+            line = (*key[:4], key[5], group.on_event_loop)
             folded = self._groups.get(line)
             if folded is None:
                 folded = self._groups[line] = group
             else:
                 folded.merge(group)
             if writes_one:
-                self._count_unit(folded, group.session or transaction.checkout)
+                self._count_unit(folded, group.session or transaction.checkout, transaction)
             if looks_up or writes_one:
                 for value in values - folded.values:
                     if self._room > 0:
@@ -504,10 +520,10 @@ class Record:
                         self._room -= 1
                     else:
                         folded.uncounted += 1
-                if writes_one:
+                if writes_one and folded.unit_busy * IDLE_UNIT > transaction.finished - folded.unit_started:
                     folded.most_in_unit = max(folded.most_in_unit, min(len(folded.values), folded.in_unit))
 
-    def _count_unit(self, folded: StatementGroup, unit: int) -> None:
+    def _count_unit(self, folded: StatementGroup, unit: int, transaction: Transaction) -> None:
         """Count transactions in a row that wrote one row each, of one session or connection.
 
         A scope that is one unit of work has all of them in it, whoever's session they are.
@@ -516,8 +532,12 @@ class Record:
             folded.in_unit += 1
         else:
             folded.in_unit = 1
+            folded.unit_busy = 0
             self._room += len(folded.values)
             folded.values.clear()
+        if not folded.unit_busy:
+            folded.unit_started = transaction.started
+        folded.unit_busy += transaction.finished - transaction.started
         folded.unit = unit
 
     def add_rows(self, rows: int, nanoseconds: int) -> None:
@@ -545,6 +565,7 @@ class Record:
             self._queries,
             self._by_checkout,
             self._flushes,
+            self._most_flushes,
             self._on_event_loop,
             self.repeats,
             self.sessions,

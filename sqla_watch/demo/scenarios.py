@@ -716,7 +716,7 @@ SCENARIOS = [
         "latest order",
         unread_rows_mistake,
         unread_rows_repair,
-        not_on_sqlite="SQLite fetches no more rows than are asked for",
+        not_on_sqlite="results of SQLite are not followed",
     ),
     Scenario("engine-settings", "no cache", engine_settings_mistake, engine_settings_repair),
     Scenario(

@@ -91,23 +91,40 @@ class AsyncLazyLoad(Rule):
 
 def _explain(missing: MissingLoad, name: str, query: str) -> tuple[str, str]:
     """Return what happened, and what to change."""
+    object_name = missing.owner.lower()
     if missing.cause == "relationship":
         option = f"{'selectinload' if missing.to_many else 'joinedload'}({name})"
         return (
             f"MissingGreenlet: {name} was touched before it was loaded, where nothing can be awaited",
             f"Add to {query}:\n.options({option})\n"
-            f"or await it: await {missing.owner.lower()}.awaitable_attrs.{missing.key}  (with AsyncAttrs)",
+            f"or await it: await {object_name}.awaitable_attrs.{missing.key}  (with AsyncAttrs)",
         )
     if missing.cause == "deferred":
         return (
             f"MissingGreenlet: {name} is deferred, and was touched where nothing can be awaited",
             f"Add to {query}:\n.options(undefer({name}))",
         )
+    if missing.cause == "subclass":
+        return (
+            f"MissingGreenlet: {name} is of a subclass that the query did not load, and nothing can be awaited here",
+            f"Add to {query}:\n.options(selectin_polymorphic(Base, [{missing.owner}]))",
+        )
+    if missing.cause == "computed":
+        return (
+            f"MissingGreenlet: {name} is computed by the database, and was touched where nothing can be awaited",
+            "Have the flush bring it along, in the class:\n"
+            f'__mapper_args__ = {{"eager_defaults": True}}\nor read it before: await session.refresh({object_name})',
+        )
+    if missing.cause == "expire":
+        return (
+            f"MissingGreenlet: {name} was expired by session.expire(), and touched where nothing can be awaited",
+            f"Read it again before:\nawait session.refresh({object_name}, [{missing.key!r}])",
+        )
     if missing.cause == "expired":
         return (
             f"MissingGreenlet: {name} was touched after its object had expired, as by a commit",
             "Keep objects as they are over a commit, or read them again before:\n"
-            f"async_sessionmaker(engine, expire_on_commit=False)\nawait session.refresh({missing.owner.lower()})",
+            f"async_sessionmaker(engine, expire_on_commit=False)\nawait session.refresh({object_name})",
         )
     return (
         "MissingGreenlet: a synchronous method of an AsyncEngine's objects was called where nothing can be awaited",

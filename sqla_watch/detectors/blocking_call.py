@@ -52,7 +52,8 @@ class BlockingCall(Rule):
 
     ## Limits
     Told once for each scope, on the line that took most time. A connection that was taken elsewhere and is used on
-    the loop is not seen. In a notebook, where a loop always runs, the rule is silent.
+    the loop is not seen. In a notebook, where a loop always runs, the rule is silent, and so it is where a worker
+    thread of an executor runs a loop of its own.
     """
 
     id = "blocking-call"

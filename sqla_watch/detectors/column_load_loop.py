@@ -17,6 +17,8 @@ _CAUSES = {
     "expired": "the objects had expired, as by a commit",
     "subclass": "the query loaded the base class only",
     "refresh": "each was refreshed by itself",
+    "computed": "the database had computed it in the flush",
+    "expire": "session.expire() had thrown it away",
 }
 
 
@@ -25,8 +27,8 @@ class ColumnLoadLoop(Rule):
 
     ## What it sees
     SELECTs that SQLAlchemy sends for columns of one object: deferred ones, all columns of an object that has expired
-    (every commit expires what the session holds), and columns of a subclass that the query did not load. Counted are
-    distinct objects for each session and line.
+    (every commit expires what the session holds), columns that the database computed in a flush, and columns of a
+    subclass that the query did not load. Counted are distinct objects for each session and line.
 
     ## Why it costs
     As with relationships, each is a round trip, and there are as many as objects.
@@ -54,7 +56,7 @@ class ColumnLoadLoop(Rule):
     `# sqla-watch: ignore[column-load-loop]`.
 
     ## Limits
-    What a flush leaves to be read back (columns that the server computes) counts as expired.
+    An object whose columns were loaded again counts once, however many they are.
     """
 
     id = "column-load-loop"
@@ -85,7 +87,7 @@ class ColumnLoadLoop(Rule):
             severity=Severity.HIGH,
             message=(
                 f"{what} was loaded for {objects} {owner} objects, one by one: {_CAUSES[group.cause]}"
-                if group.cause in ("deferred", "subclass")
+                if group.cause not in ("expired", "refresh")
                 else f"{objects} {owner} objects were loaded again, one by one: {_CAUSES[group.cause]}"
             ),
             evidence={
@@ -105,7 +107,9 @@ def _repair(group: StatementGroup, what: str, owner: str) -> str:
         return f"Load the subclass's columns with the query:\n.options(selectin_polymorphic(Base, [{owner}]))"
     if group.cause == "expired":
         return (
-            "Commit after the objects were read, read them again with one query, or keep them as they are:\n"
+            "Keep the objects as they are over a commit, commit after they were read, or read them with one query:\n"
             "sessionmaker(engine, expire_on_commit=False)"
         )
+    if group.cause == "computed":
+        return 'Have the flush bring it along, in the class:\n__mapper_args__ = {"eager_defaults": True}'
     return f"Read them again with one query:\nselect({owner}).where(...).execution_options(populate_existing=True)"

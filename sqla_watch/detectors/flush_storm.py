@@ -16,8 +16,9 @@ class FlushStorm(Rule):
     """A session that flushes again and again from one line.
 
     ## What it sees
-    Flushes that sent statements, by session and line, and what made the session flush: `session.flush()`, or a query,
-    before which a session with changes flushes by itself (autoflush); and then which query.
+    Flushes that sent statements, by session, transaction and line, and what made the session flush:
+    `session.flush()`, or a query, before which a session with changes flushes by itself (autoflush); and then which
+    query.
 
     ## Why it costs
     A flush sorts all pending changes, sends them, and waits. Once for a hundred objects it sends one batch; a hundred
@@ -38,7 +39,7 @@ class FlushStorm(Rule):
     ```
 
     ## Thresholds
-    `min_flushes`: flushes of one session from one line (development 10, test 10, production 50).
+    `min_flushes`: flushes in one transaction from one line (development 10, test 10, production 50).
     `min_seconds`: seconds in all of them (production 0.05, else 0).
 
     ## How to silence it
@@ -53,7 +54,7 @@ class FlushStorm(Rule):
     warning = FlushStormWarning
     reads = "flushes"
     thresholds: ClassVar = {
-        "min_flushes": Threshold(10, 10, 50, "flushes of one session from one line"),
+        "min_flushes": Threshold(10, 10, 50, "flushes in one transaction from one line"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "seconds in all of them"),
     }
 

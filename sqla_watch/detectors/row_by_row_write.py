@@ -49,7 +49,8 @@ class RowByRowWrite(Rule):
     What SQLAlchemy makes of one flush (single INSERTs where the database cannot return keys in order, single UPDATEs
     for a version counter) is not the application's doing. The same row changed again and again is progress being
     told; a statement that changes many rows is a batch, and a savepoint for each row is how those that fail are
-    survived. A transaction that reads, or writes more than one row, is a unit of work of its own. In a whole program or
+    survived. Commits with much other work between them (a mail for each row) are as they must be. A transaction that
+    reads, or writes more than one row, is a unit of work of its own. In a whole program or
     test, commits count only where they are of one session or connection.
     """
 
@@ -68,7 +69,8 @@ class RowByRowWrite(Rule):
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
         for group in facts.groups:
-            if not group.fingerprint.writes or not group.fingerprint.tables or group in context.claimed:
+            fingerprint = group.fingerprint
+            if not fingerprint.writes or not fingerprint.tables or fingerprint.rekeys or group in context.claimed:
                 continue
             if group.nanoseconds < context["min_seconds"] * 1e9:
                 continue
@@ -147,7 +149,7 @@ def _bulk(operation: str, table: str) -> str:
         return f"session.execute(delete({table}).where({table}.c.id.in_(ids)))  # or the condition itself"
     if operation == "UPDATE":
         return (
-            f"session.execute(update({table}).where({table}.c.id.in_(ids)).values(...))  # where the values are alike\n"
-            f"session.execute(update({table}.entity), [{{'id': ..., ...}} for row in rows])  # where they differ"
+            f"session.execute(update({table}).where({table}.c.id.in_(ids)).values(...))  # where values are alike\n"
+            f"session.execute(update(Class), [{{'id': ..., ...}} for row in rows])  # where not"
         )
     return "one statement with a list of rows"

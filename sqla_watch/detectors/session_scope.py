@@ -114,8 +114,12 @@ class SessionScope(Rule):
         ]
         lost = " and ".join(
             [
-                *([f"{', '.join(parts)} objects"] if parts else []),
-                *([f"{use.flushed} writing statements"] if use.flushed else []),
+                *(
+                    [f"{', '.join(parts)} object{'s' if use.new + use.changed + use.deleted > 1 else ''}"]
+                    if parts
+                    else []
+                ),
+                *([f"{use.flushed} writing statement{'s' if use.flushed > 1 else ''}"] if use.flushed else []),
             ]
         )
         return Finding(

@@ -41,9 +41,9 @@ class UnreadRows(Rule):
     `with sqla_watch.ignore("unread-rows", reason="…"):` or `# sqla-watch: ignore[unread-rows]`.
 
     ## Limits
-    Results of fewer than 100 rows are not followed, nor are statements that lock rows or call functions. Of
-    server-side cursors and SQLite only the rows that are asked for are ever fetched. A loop over objects of the ORM
-    that breaks off is not seen: the ORM itself has read every row by then.
+    Results of fewer than 100 rows are not followed, nor are statements that lock rows or call functions. Nor are
+    server-side cursors and SQLite, which fetch only what they are asked for (of SQLite the ORM asks for every row all
+    the same). A loop over objects of the ORM that breaks off is not seen: the ORM itself has read every row by then.
     """
 
     id = "unread-rows"

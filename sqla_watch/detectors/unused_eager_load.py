@@ -67,10 +67,15 @@ class UnusedEagerLoad(Rule):
         deleted = {
             table for group in groups if group.fingerprint.operation == "DELETE" for table in group.fingerprint.tables
         }
+        sites = {(relationship.key, facts.root_site(group)) for group, relationship in eager}
+        # Read on objects which another query had loaded before: it may have been this one that brought what was read.
+        elsewhere = {key for key, site in read if (key, site) not in sites}
         for group, relationship in eager:
             site = facts.root_site(group)
+            if site is None or (relationship.key, site) in read or relationship.key in elsewhere:
+                continue
             parents = _parents(group)
-            if site is None or parents < context["min_parents"] or (relationship.key, site) in read:
+            if parents < context["min_parents"]:
                 continue
             # Objects of which nothing at all is read are read in another way; what is deleted goes by its cascade.
             if deleted.isdisjoint(group.fingerprint.tables) and any(site == each for _, each in read):

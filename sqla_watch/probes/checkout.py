@@ -38,8 +38,8 @@ class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
     __slots__ = (
-        "database", "first", "last", "last_write", "savepoints", "scope", "serial", "slowest", "statements", "writes",
-        "wrote",
+        "database", "first", "last", "last_write", "savepoints", "scope", "serial", "slowest", "statements",
+        "temporary", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(self, serial: int) -> None:
@@ -51,6 +51,8 @@ class OpenTransaction:
         """Whether it sent anything that may have written."""
         self.writes = 0
         """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
+        self.temporary = False
+        """Whether it made a temporary table, to which its writes may go."""
         self.last_write: Statement | None = None
         self.savepoints: list[int] = []
         """Numbers of the savepoints that are open, the innermost last."""
@@ -63,7 +65,7 @@ class OpenTransaction:
 class Checkout:
     """One connection from its checkout to its return."""
 
-    __slots__ = ("depth", "implicit", "requested", "scope", "serial", "transaction", "wait")
+    __slots__ = ("depth", "failed", "implicit", "requested", "scope", "serial", "transaction", "wait")
 
     def __init__(self, requested: int, implicit: bool) -> None:
         self.serial = next_checkout()
@@ -71,6 +73,8 @@ class Checkout:
         self.depth = 1
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
+        self.failed = False
+        """Whether an exception was on its way when the connection was returned."""
         self.scope: Scope | None = None
         self.transaction: OpenTransaction | None = None
         self.wait: Wait | None = None
@@ -151,6 +155,7 @@ class Checkout:
 
     def returned(self) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
+        self.failed = sys.exc_info()[0] is not None
         if self.transaction is not None:
             self.end_transaction(self.transaction, "rollback", clock())
             self.transaction = None

@@ -107,7 +107,7 @@ def _execute(door: Door, original: Any) -> Any:
                     if not error:
                         rows = cursor.rowcount
                         if rows >= tracking.many_rows:
-                            rows = follow(context, fingerprint, rows)
+                            rows = follow(context, fingerprint, rows, checkout)
                         elif rows < 0:  # the driver cannot tell yet
                             if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
                                 context._is_server_side or "stream_results" in context.execution_options
@@ -185,6 +185,8 @@ def _execute(door: Door, original: Any) -> Any:
                             if fingerprint.writes and not error:
                                 transaction.writes += 1
                                 transaction.last_write = fact
+                            elif fingerprint.operation == "CREATE" and "TEMP" in statement[:20].upper():
+                                transaction.temporary = True
                         if transaction.first is None:
                             transaction.first = fact
                         if elapsed > transaction.slowest:
@@ -211,6 +213,7 @@ def _write(
         serial, session = flush.serial, flush.key
         flush.statements += 1
         flush.scope = scope
+        flush.transaction = 0 if checkout.transaction is None else checkout.transaction.serial
     if not context.executemany:
         fixed = fingerprint.hash_values(parameters)[1]
         listed = fingerprint.sizes(parameters)[1] if fingerprint.lists or fingerprint.listed else 0

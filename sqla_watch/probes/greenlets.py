@@ -17,6 +17,7 @@ from sqla_watch.callsite import DATABASE, call_site, user_code
 from sqla_watch.facts import MissingLoad
 from sqla_watch.ignores import active
 from sqla_watch.probes.door import Door
+from sqla_watch.probes.internals import cause_of
 from sqla_watch.probes.session import tell
 
 __all__ = ["watch_missing_greenlets"]
@@ -59,12 +60,7 @@ def _describe(frame: FrameType | None) -> MissingLoad | None:
         return MissingLoad("", "", "", False, 0, site, active.get())
     state = instance._sa_instance_state
     related = hasattr(touched.property, "direction")
-    if related:
-        cause = "relationship"
-    elif touched.key in state.expired_attributes:
-        cause = "expired"
-    else:
-        cause = "deferred"
+    cause = "relationship" if related else cause_of(state, frozenset((touched.key,)))
     if related and (state.expired or (state.key and not state.dict)):
         cause = "expired"
     return MissingLoad(

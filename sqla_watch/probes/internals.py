@@ -117,17 +117,37 @@ def describe_load(context: Any, options: Any) -> Load | None:
 
 def _why(state: Any, columns: frozenset[str], options: Any) -> tuple[tuple[str, ...], str]:
     """Return which columns of an object are loaded by themselves, and why they were not there."""
-    if getattr(options, "_is_user_refresh", False):
-        return (state.class_.__name__,), "refresh"
+    cause = "refresh" if getattr(options, "_is_user_refresh", False) else cause_of(state, columns)
+    if cause in ("refresh", "expired"):
+        return (state.class_.__name__,), cause
+    return tuple(f"{state.class_.__name__}.{name}" for name in sorted(columns)), cause
+
+
+def cause_of(state: Any, columns: frozenset[str]) -> str:
+    """Return why columns of an object are not there.
+
+    `expired`: the whole object has, as by a commit. `subclass`: the query loaded the base class only. `computed`: the
+    database computed them in a flush. `expire`: the application expired just these. `deferred`: they were not asked
+    for.
+    """
     mapper = state.mapper
-    names = tuple(f"{state.class_.__name__}.{name}" for name in sorted(columns))
-    if mapper.inherits is not None and columns and not any(name in mapper.base_mapper.attrs for name in columns):
-        attributes = [mapper.attrs[name] for name in columns if name in mapper.attrs]
-        if not any(getattr(each, "deferred", False) for each in attributes):
-            return names, "subclass"  # SQLAlchemy calls them expired, too
-    if not columns or columns & state.expired_attributes:
-        return (state.class_.__name__,), "expired"
-    return names, "deferred"
+    attributes = [mapper.attrs[name] for name in columns if name in mapper.attrs]
+    key = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+    if state.expired or not columns or key <= columns:
+        return "expired"
+    if not columns & state.expired_attributes:
+        return "deferred"
+    if mapper.inherits is not None and not any(name in mapper.base_mapper.attrs for name in columns):
+        return "subclass"  # SQLAlchemy calls them expired, too
+    for attribute in attributes:
+        for column in getattr(attribute, "columns", ()):
+            if any(getattr(column, name, None) is not None for name in _COMPUTING):
+                return "computed"
+    return "expire"
+
+
+_COMPUTING = ("onupdate", "server_onupdate", "server_default", "default", "computed", "identity")
+"""What of a column says that its value may come from the database."""
 
 
 def _session_of(state: Any) -> int:
@@ -179,6 +199,7 @@ def describe_shape(compiled: Any) -> Shape | None:
         (entity,) = state._entities
         mapper = entity.mapper
         places = _places(compiled._result_columns)
+        composed = {prop for each in mapper.composites for prop in each.props}  # read through their composite
         key = mapper.primary_key if state.multi_row_eager_loaders else ()
         joined = [key[1] for key in state.attributes if isinstance(key, tuple) and key[0] in _EAGER_JOINS]
         chains = [tuple(each for each in path if hasattr(each, "direction")) for path in joined]
@@ -194,7 +215,7 @@ def describe_shape(compiled: Any) -> Shape | None:
             tuple(
                 each.key
                 for each in mapper.column_attrs
-                if id(entity.selectable.corresponding_column(each.columns[0])) in places
+                if each not in composed and id(entity.selectable.corresponding_column(each.columns[0])) in places
             ),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):

@@ -7,6 +7,7 @@ SQLAlchemy has no event for asking, only for getting. So the pool gets a subclas
 from __future__ import annotations
 
 import sys
+import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from typing import Any
@@ -174,7 +175,7 @@ def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
 def _wait(
     pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, timed_out: bool, checkout: int = 0
 ) -> Wait:
-    on_loop = _running_loop() is not None and not _is_async(pool)
+    on_loop = _running_loop() is not None and not _is_async(pool) and not _is_worker()
     if not nanoseconds:
         return Wait(started, 0, False, None, 0, 0, (), checkout, on_loop)
     size = getattr(pool, "size", None)
@@ -189,6 +190,11 @@ def _wait(
         checkout,
         on_loop,
     )
+
+
+def _is_worker() -> bool:
+    """Whether this thread is one of a pool of workers: a loop that runs there is its own, and keeps nobody waiting."""
+    return threading.current_thread().name.startswith(("asyncio_", "ThreadPoolExecutor-", "AnyIO worker thread"))
 
 
 def _is_async(pool: Any) -> bool:

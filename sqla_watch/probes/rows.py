@@ -82,6 +82,8 @@ class FollowingFetch(RowCounter, _cursor.CursorFetchStrategy):
     key: tuple[int, ...] = ()
     read: int = 0
     ended: bool = False
+    checkout: Any = None
+    """The checkout of its connection (`Checkout`)."""
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         try:
@@ -131,7 +133,8 @@ class FollowingFetch(RowCounter, _cursor.CursorFetchStrategy):
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().hard_close(result, dbapi_cursor)
-        self._left()
+        if _asked_for() not in _FOR_THE_ONLY_ONE:
+            self._left()
 
     def _left(self) -> None:
         if not self.ended:
@@ -139,8 +142,8 @@ class FollowingFetch(RowCounter, _cursor.CursorFetchStrategy):
             self.leave(self.rows - self.read)
 
     def __del__(self) -> None:
-        # A result that is dropped half-read closes nothing.
-        if not self.ended and self.read < self.rows:
+        # A result that is dropped half-read closes nothing. What an exception has broken off is nobody's mistake.
+        if not self.ended and self.read < self.rows and not getattr(self.checkout, "failed", False):
             self._left()
 
 
@@ -153,31 +156,35 @@ class _AfterAll(_cursor.NoCursorDQLFetchStrategy):
         self.counter = counter
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
-        if not self.counter.ended and _one_was_asked_for():
+        if not self.counter.ended and _asked_for() in _FOR_ONE:
             self.counter.ended = True
             self.counter.leave(self.counter.rows - 1)
         super().hard_close(result, dbapi_cursor)
 
 
-_FOR_ONE = frozenset({"_only_one_row", "first", "one", "one_or_none", "scalar", "scalar_one", "scalar_one_or_none"})
+_FOR_ONE = frozenset({"first", "scalar"})
+_FOR_THE_ONLY_ONE = frozenset({"one", "one_or_none", "scalar_one", "scalar_one_or_none"})
+"""Methods that take the first row, and those that raise where there are more."""
 
 
-def _one_was_asked_for() -> bool:
-    """Whether a result is being closed by `first()`, `scalar()` or their like: told by a frame of SQLAlchemy's."""
+def _asked_for() -> str:
+    """Return the method of a result that closes it, told by a frame of SQLAlchemy's; empty for none of those above."""
     frame: Any = sys._getframe(2)
+    found = ""
     while frame is not None and user_code.kind(frame.f_code.co_filename) == DATABASE:
-        if frame.f_code.co_name in _FOR_ONE:
-            return True
+        if frame.f_code.co_name in _FOR_ONE or frame.f_code.co_name in _FOR_THE_ONLY_ONE:
+            found = frame.f_code.co_name
         frame = frame.f_back
-    return False
+    return found
 
 
-def follow(context: Any, fingerprint: Fingerprint, rows: int) -> int | RowCounter:
+def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:
     """Follow many rows that the driver has already: how many are read, how many parents there are among them."""
     if context.cursor_fetch_strategy is not DEFAULT_FETCH:
         return rows
     counter = context.cursor_fetch_strategy = FollowingFetch()
     counter.rows = rows
+    counter.checkout = checkout
     if fingerprint.shape is not None:
         counter.key = fingerprint.shape.key
     return counter

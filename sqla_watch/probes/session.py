@@ -38,7 +38,18 @@ _next_flush = count(1).__next__
 class OpenFlush:
     """A flush that runs; the statements in it add themselves."""
 
-    __slots__ = ("_session", "cause", "key", "objects", "scope", "serial", "site", "started", "statements")
+    __slots__ = (
+        "_session",
+        "cause",
+        "key",
+        "objects",
+        "scope",
+        "serial",
+        "site",
+        "started",
+        "statements",
+        "transaction",
+    )
 
     def __init__(self, session: Any, cause: FlushCause, site: CallSite | None, objects: int) -> None:
         self.serial = _next_flush()
@@ -48,6 +59,8 @@ class OpenFlush:
         self.site = site
         self.objects = objects
         self.statements = 0
+        self.transaction = 0
+        """Serial number of the transaction that its statements are in."""
         self.scope: Scope | None = None
         """Where its statements are recorded."""
         self.started = clock()
@@ -150,7 +163,7 @@ class _SessionDoor:
             if flush.statements and flush.scope is not None and flush.key == session.hash_key:
                 fact = Flush(
                     flush.serial, flush.key, flush.cause, flush.site, flush.statements, flush.objects, flush.started,
-                    clock(), active.get(),
+                    clock(), active.get(), flush.transaction,
                 )  # fmt: skip
                 flush.scope.pending.append(fact)
         except Exception:
@@ -225,7 +238,8 @@ def _before_close(session: Any, frame: FrameType) -> None:
     changed = sum(session.is_modified(each) for each in session.dirty)
     checkout = _checkout_of(session)
     opened = None if checkout is None else checkout.transaction
-    written = 0 if opened is None else opened.writes
+    # In autocommit nothing is lost, and what goes into a temporary table is meant to go.
+    written = 0 if opened is None or opened.serial < 0 or opened.temporary else opened.writes
     if not (session._new or session._deleted or changed or written):
         return
     use = SessionUse(

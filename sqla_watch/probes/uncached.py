@@ -26,9 +26,9 @@ def count_uncached(
     extra: Extra | None, fingerprint: Fingerprint, context: Any, code: CodeType | None, instruction: int
 ) -> Extra | None:
     """Count a statement without a cache key, or with literals in its text; returns what is to be kept of it."""
+    if not (fingerprint.reads or fingerprint.writes):
+        return extra  # DDL, and commands that take no parameters
     if context.invoked_statement is not None and context.cache_hit is NO_CACHE_KEY:
-        if not (fingerprint.reads or fingerprint.writes):
-            return extra  # DDL
         why = _culprit(context.invoked_statement)
         if not why:
             return extra  # a construct of SQLAlchemy's own, such as ON CONFLICT in 2.0

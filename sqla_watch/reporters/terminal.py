@@ -234,7 +234,8 @@ class Terminal:
 
 def _cost(told: Told) -> str:
     parts = [count(told.statements, "statement")] if told.statements else []
-    parts.append(milliseconds(told.seconds))
+    if told.seconds or not parts:
+        parts.append(milliseconds(told.seconds) if told.seconds else "no statement")
     if told.scopes > 1:
         parts.append(f"in {told.scopes:,} scopes")
     return ", ".join(parts)
