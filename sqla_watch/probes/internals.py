@@ -141,13 +141,16 @@ def cause_of(state: Any, columns: frozenset[str]) -> str:
         return "subclass"  # SQLAlchemy calls them expired, too
     for attribute in attributes:
         for column in getattr(attribute, "columns", ()):
-            if any(getattr(column, name, None) is not None for name in _COMPUTING):
+            if any(getattr(column, name, None) is not None for name in _BY_THE_SERVER) or any(
+                getattr(getattr(column, name, None), "is_clause_element", False) for name in _BY_AN_EXPRESSION
+            ):
                 return "computed"
     return "expire"
 
 
-_COMPUTING = ("onupdate", "server_onupdate", "server_default", "default", "computed", "identity")
-"""What of a column says that its value may come from the database."""
+_BY_THE_SERVER = ("server_onupdate", "server_default", "computed", "identity")
+_BY_AN_EXPRESSION = ("onupdate", "default")
+"""What of a column says that its value may come from the database: always, or where it is a SQL expression."""
 
 
 def _session_of(state: Any) -> int:

@@ -34,8 +34,6 @@ class Twice(ColumnElement[int]):
         self.inner = inner
 
 
-
-
 @compiles(Twice)
 def _twice(element: Twice, compiler: Any, **options: Any) -> str:
     return f"2 * {compiler.process(element.inner, **options)}"
@@ -133,7 +131,9 @@ def test_what_a_cache_can_serve_is_silent(engine: Engine) -> None:
             session.execute(select(literal(number)).select_from(Rate).limit(1)).all()
             session.execute(text("SELECT name FROM customers WHERE country = 'DE' LIMIT 1")).all()
             session.execute(select(pairs.data([(n,) for n in range(number + 1)]).c.n)).all()
-            session.execute(select(func.count()).select_from(Customer), execution_options={"compiled_cache": None}).all()
+            session.execute(
+                select(func.count()).select_from(Customer), execution_options={"compiled_cache": None}
+            ).all()
         session.rollback()
     assert "uncached-statement" not in [rule for rule, _ in found(scope)]
 
@@ -161,10 +161,12 @@ def test_two_lines_are_two_mistakes_and_one_line_is_one(engine: Engine) -> None:
 
 def test_it_can_be_ignored(engine: Engine) -> None:
     with sqla_watch.scope("ignored") as scope, engine.connect() as connection:
-        for number in range(12):
+        for _ in range(12):
             with sqla_watch.ignore("uncached-statement", "SELECT orders", reason="a migration"):
                 connection.execute(select(Twice(Order.id)).select_from(Order).limit(1)).all()
-            connection.execute(select(Twice(Order.id)).select_from(Order).limit(1)).all()  # sqla-watch: ignore[uncached-statement]
+            connection.execute(
+                select(Twice(Order.id)).select_from(Order).limit(1)
+            ).all()  # sqla-watch: ignore[uncached-statement]
     assert "uncached-statement" not in [rule for rule, _ in found(scope)]
 
 

@@ -74,7 +74,7 @@ def test_core_results_that_end_early(engine: Engine, read: Callable[[Connection]
         lambda session: session.scalars(select(Item)).all(),
         lambda session: [item for item, _ in zip(session.scalars(select(Item)), range(2), strict=False)],
         lambda session: session.execute(select(Item.id).execution_options(yield_per=50)).first(),
-        lambda session: session.connection().execute(select(Item.id), execution_options={"stream_results": True}).first(),
+        lambda session: session.execute(select(Item.id), execution_options={"stream_results": True}).first(),
         lambda session: session.execute(select(Item.id)).fetchmany(41),
         lambda session: session.execute(select(Item.id).limit(99)).first(),
         lambda session: session.execute(select(Item.id).with_for_update()).first(),

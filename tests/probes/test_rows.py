@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_
 import sqla_watch
 from sqla_watch import Scope, Settings, Watch
 from sqla_watch.demo.models import Customer, Item, Order
-from tests.probes.application import DRIVERS, POSTGRESQL, Application, Entry, entries, outcome
+from tests.probes.application import DRIVERS, POSTGRESQL, Application, Entry, outcome
 from tests.support import found, in_event_loop, only, watched_async_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")
@@ -117,7 +117,7 @@ def test_objects_are_read_in_every_way_as_ever(application: Application) -> None
                 [len(part) for part in session.scalars(query).partitions(30)],
                 [entry.id for entry, _ in zip(session.scalars(query), range(3), strict=False)],
                 len(session.scalars(query.execution_options(yield_per=20)).all()),
-                [row for row in session.execute(select(Entry, Entry.name).where(Entry.id <= rows)).mappings()] != [],
+                len(session.execute(select(Entry, Entry.name).where(Entry.id <= rows)).mappings().all()),
                 session.query(Entry).filter(Entry.id <= rows).count(),
                 len(session.scalars(query).unique().all()),
             ]
@@ -313,7 +313,7 @@ def test_the_parents_of_joined_rows_are_counted(shop_url: str, tmp_path: Path, d
 
     application.run(story)
     assert counted[:2] == [(400, 20), (400, 100)]
-    assert {each for each in counted[2:]} == {(0, 0)}
+    assert set(counted[2:]) == {(0, 0)}
 
 
 # Memory

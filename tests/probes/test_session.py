@@ -26,7 +26,7 @@ from sqla_watch.facts import FlushCause, SessionEvent
 from sqla_watch.probes.session import flushing, session_door
 from tests.conftest import url_for
 from tests.probes.application import DRIVERS, Application, outcome
-from tests.support import found, in_event_loop, line_of, only, place, watched_async_engine
+from tests.support import found, in_event_loop, line_of, only, watched_async_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")
 
@@ -145,7 +145,8 @@ async def test_async_flushes_have_their_line_too(shop_url: str) -> None:
                     session.add(Shelf(label="two"))
                     await session.commit()  # awaits the commit
                 kept = [
-                    (str(flush.cause), sqla_watch.callsite.location_of(flush.call_site)) for flush in scope.record.flushes
+                    (str(flush.cause), sqla_watch.callsite.location_of(flush.call_site))
+                    for flush in scope.record.flushes
                 ]
             async with engine.begin() as connection:
                 await connection.run_sync(Base.metadata.drop_all)
@@ -320,10 +321,16 @@ def test_what_is_wrapped_looks_like_what_it_wraps(engine: Engine) -> None:
     methods = [(Session, "close"), (AsyncSession, "close"), (AsyncSession, "__aexit__")]
 
     def seen() -> list[Any]:
+        functions = [vars(owner)[name] for owner, name in methods]
         return [
-            (inspect.signature(vars(owner)[name]), vars(owner)[name].__doc__, vars(owner)[name].__qualname__)
-            + (vars(owner)[name].__module__, inspect.iscoroutinefunction(vars(owner)[name]))
-            for owner, name in methods
+            (
+                inspect.signature(each),
+                each.__doc__,
+                each.__qualname__,
+                each.__module__,
+                inspect.iscoroutinefunction(each),
+            )
+            for each in functions
         ]
 
     before = seen()
@@ -498,7 +505,9 @@ with sqla_watch.scope("request", kind="request"), engine.connect() as connection
     connection.execute(text("SELECT generate_series(1, 20000) FROM rates WHERE country = 'AT'")).all()
 """
     said = run(tmp_path, program, url_for(shop_url, "psycopg")).splitlines()
-    assert said[0].startswith("WARNING sqla_watch program.py:9 in <module>: one statement (SELECT rates) returned 20000")
+    assert said[0].startswith(
+        "WARNING sqla_watch program.py:9 in <module>: one statement (SELECT rates) returned 20000"
+    )
     assert said[0].endswith("[oversized-result]")
 
 
@@ -579,4 +588,3 @@ def test_what_a_session_holds_is_told_only_when_it_is_much(engine: Engine) -> No
         session.commit()
         assert [use for use in scope.record.sessions if use.event is SessionEvent.HELD] == []
         assert len(orders) == 100
-    assert place is not None

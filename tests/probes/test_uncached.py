@@ -1,4 +1,4 @@
-"""Statements that no cache can serve are counted by line, over the whole process, and nothing of their values is kept."""
+"""Statements that no cache can serve are counted by line, over the whole process; of their values nothing is kept."""
 
 from __future__ import annotations
 
