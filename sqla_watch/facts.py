@@ -261,7 +261,9 @@ class StatementGroup:
     most_in_checkout: int = 0
     last_checkout: int = 0
     overlapping: int = 0
-    """Transactions begun before the one before them had ended: they ran at once, not in a loop."""
+    """Transactions of another thread or task than the one before, or begun before it had ended: not in a loop."""
+    owner: int = 0
+    """Thread or task of its last transaction."""
     values: set[int] = field(default_factory=set)
     """Distinct fixed values; of lazy and column loads, distinct parents."""
     uncounted: int = 0
@@ -283,7 +285,8 @@ class StatementGroup:
 
     def merge(self, other: StatementGroup) -> None:
         """Add the numbers of a group of the same statements in another checkout, but not its values."""
-        self.overlapping += other.started < self.finished
+        self.overlapping += other.started < self.finished or other.owner != self.owner
+        self.owner = other.owner
         self.checkouts += other.checkouts
         self.count += other.count
         self.errors += other.errors
@@ -365,6 +368,8 @@ class Transaction(NamedTuple):
     """SQLSTATE or exception's class of a COMMIT or ROLLBACK that failed."""
     failed_at: CallSite | None = None
     """Line of that COMMIT or ROLLBACK."""
+    owner: int = 0
+    """The task, or else thread, that had asked for the connection."""
 
 
 class Wait(NamedTuple):
@@ -493,6 +498,7 @@ class EngineConfiguration(NamedTuple):
     query_cache_size: int
     call_site: CallSite | None
     """The line that installed the watch or made the engine."""
+    ignores: tuple[Ignore, ...]
 
 
 class AttributeRead(NamedTuple):

@@ -319,6 +319,9 @@ class Record:
                 group.errors += 1
                 group.states[error] = group.states.get(error, 0) + 1
                 group.failed_last = True
+                if error == "MissingGreenlet":  # never sent
+                    statements -= 1
+                    group.count -= 1
                 continue
             if group.errors:
                 group.failed_last = False
@@ -505,6 +508,7 @@ class Record:
             self._room += len(values)
             # From here on its times are the transaction's: connections that are out at once are no loop.
             group.started, group.finished = transaction.started, transaction.finished
+            group.owner = transaction.owner
             line = (*key[:4], key[5], group.on_event_loop)
             folded = self._groups.get(line)
             if folded is None:

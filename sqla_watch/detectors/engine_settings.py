@@ -47,9 +47,8 @@ class EngineSettings(Rule):
     `in_production`: 1 to judge echo, pool_pre_ping and the pool's limit, too (production 1, else 0).
 
     ## How to silence it
-    `# sqla-watch: ignore[engine-settings]` on the line of `sqla_watch.install()`, `"engine-settings": "ignore"` in the
-    settings' `rules`, or one of its thresholds at 0. It is about no statement, so that
-    `with sqla_watch.ignore("engine-settings"):` does not reach it.
+    `with sqla_watch.ignore("engine-settings", "echo", reason="…"):` around `sqla_watch.install()`, or
+    `# sqla-watch: ignore[engine-settings]` on its line; or one of the thresholds at 0.
 
     ## Limits
     Told once for each engine in a process, with the first scope after the watch began. Whether the pools of all
@@ -69,7 +68,7 @@ class EngineSettings(Rule):
         """Yield one finding for each setting of each engine."""
         for engine in facts.engines:
             for problem in self._problems(engine, context):
-                yield Found(self._finding(engine, *problem), (), ())
+                yield Found(self._finding(engine, *problem), (), engine.ignores)
 
     @staticmethod
     def _problems(engine: EngineConfiguration, context: Context) -> Iterator[tuple[str, str, str, str, Severity]]:
@@ -101,7 +100,8 @@ class EngineSettings(Rule):
                 "echo=False; the logger sqlalchemy.engine can be turned up when it is needed",
                 Severity.MEDIUM,
             )
-        if pooled and not engine.pre_ping and engine.recycle_seconds < 0:
+        remote = not engine.dialect.startswith("sqlite+")
+        if pooled and remote and not engine.pre_ping and engine.recycle_seconds < 0:
             yield (
                 "pool_pre_ping",
                 "False",

@@ -71,9 +71,11 @@ class LargeIdentityMap(Rule):
     @staticmethod
     def _finding(use: SessionUse, largest: StatementGroup | None) -> Finding:
         message = f"a session held {use.objects} objects"
+        shape = None if largest is None else largest.fingerprint.shape
+        owner = "Class" if shape is None else shape.owner
         suggestion = (
             "Let go of what is done: keep values instead of objects, read in pieces\n"
-            ".execution_options(yield_per=500)\nor select the columns that are needed: select(Item.id, Item.quantity)"
+            f".execution_options(yield_per=500)\nor select the columns that are needed: select({owner}.id, {owner}....)"
         )
         if largest is None:
             return Finding(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from itertools import count
+from threading import get_native_id
 from time import perf_counter_ns as clock
 from typing import Any
 
@@ -65,12 +67,14 @@ class OpenTransaction:
 class Checkout:
     """One connection from its checkout to its return."""
 
-    __slots__ = ("depth", "failed", "implicit", "requested", "scope", "serial", "transaction", "wait")
+    __slots__ = ("depth", "failed", "implicit", "owner", "requested", "scope", "serial", "transaction", "wait")
 
     def __init__(self, requested: int, implicit: bool) -> None:
         self.serial = next_checkout()
         self.requested = requested
         self.depth = 1
+        self.owner = _owner()
+        """The task, or else thread, that asked for the connection."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
         self.failed = False
@@ -148,6 +152,7 @@ class Checkout:
                 active_ignores.get(),
                 error,
                 call_site(sys._getframe()) if error else None,
+                self.owner,
             )
         )
         if len(pending) >= DIGEST:
@@ -168,6 +173,13 @@ class Checkout:
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)
+
+
+def _owner() -> int:
+    """Return a number of the running task, or else thread; threads that come later have others."""
+    loop = _get_running_loop()
+    task = None if loop is None else current_task(loop)
+    return get_native_id() if task is None else id(task)
 
 
 def site_of(statement: Statement) -> CallSite | None:

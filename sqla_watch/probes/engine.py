@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.engine import Engine
 
 from sqla_watch.facts import CallSite, EngineConfiguration
+from sqla_watch.ignores import active
 
 __all__ = ["describe_engine"]
 
@@ -31,4 +32,5 @@ def describe_engine(engine: Engine, site: CallSite | None) -> EngineConfiguratio
         isolation_level=str(isolation or ""),
         query_cache_size=0 if cache is None else int(getattr(cache, "capacity", 0)),
         call_site=site,
+        ignores=active.get(),
     )

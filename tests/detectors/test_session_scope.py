@@ -196,11 +196,11 @@ def executed(session: Session) -> None:
 @pytest.mark.parametrize(
     ("change", "said", "evidence"),
     [
-        (new, "1 new objects", {"new": 1}),
-        (changed, "1 changed objects", {"changed": 1}),
-        (deleted, "1 deleted objects", {"deleted": 1}),
-        (flushed, "1 writing statements", {"statements_written": 1}),
-        (executed, "1 writing statements", {"statements_written": 1}),
+        (new, "1 new object", {"new": 1}),
+        (changed, "1 changed object", {"changed": 1}),
+        (deleted, "1 deleted object", {"deleted": 1}),
+        (flushed, "1 writing statement", {"statements_written": 1}),
+        (executed, "1 writing statement", {"statements_written": 1}),
     ],
 )
 def test_a_session_that_is_closed_with_changes_is_found(
@@ -228,7 +228,7 @@ def test_a_block_that_ends_without_a_commit_is_found_at_its_head(engine: Engine)
     assert place(finding) == (__file__, line_of("the block"))
     assert related(finding) == [("written", line_of("wrote it"))]
     assert (finding.evidence["new"], finding.evidence["statements_written"]) == (1, 1)
-    assert "1 new objects and 1 writing statements" in finding.message
+    assert "1 new object and 1 writing statement " in finding.message
 
 
 @pytest.mark.parametrize("change", [new, flushed, changed, deleted, executed])
