@@ -231,7 +231,7 @@ class StatementGroup:
     last_flush: int = 0
     in_flush: int = 0
     assigned: set[int] = field(default_factory=set)
-    """Hashes of the values that its UPDATEs set; more than one is not kept."""
+    """Hashes of the values that its UPDATEs set, 0 for unknown; two are enough."""
     unit: int = 0
     """Session or connection of its last transaction."""
     in_unit: int = 0
@@ -499,29 +499,6 @@ class EngineConfiguration(NamedTuple):
     call_site: CallSite | None
     """The line that installed the watch or made the engine."""
     ignores: tuple[Ignore, ...]
-
-
-class AttributeRead(NamedTuple):
-    """An attribute that was read, on objects that one statement loaded."""
-
-    owner: str
-    key: str
-    runid: int
-
-
-@dataclass(slots=True, eq=False)
-class EagerLoad:
-    """Relationships, or columns, that a statement brought with its objects."""
-
-    group: StatementGroup
-    relationship: Relationship | None
-    """None for the columns of the entity itself."""
-    owner: str
-    columns: tuple[str, ...] = ()
-    rows: int = 0
-    parents: int = 0
-    read: set[str] = field(default_factory=set)
-    """What was read of it: the relationship's key, or columns."""
 
 
 Fact: TypeAlias = Statement | Transaction | Wait | Flush | SessionUse | MissingLoad | EngineConfiguration

@@ -65,7 +65,7 @@ _SPACES = re.compile(r" {2,}")
 _LITERAL_LISTS = re.compile(r"\(\?(?:\s*,\s*\?)+\)")
 _LITERAL_ROWS = re.compile(r"(\((?:\?|…)\))(?:\s*,\s*\((?:\?|…)\))+")
 
-_WORD_OR_PARENTHESIS = re.compile(r"[A-Za-z_]+|[()]")
+_WORD_OR_PARENTHESIS = re.compile(r"""[A-Za-z_]\w*|[()]|"(?:[^"]|"")*"|`[^`]*`""")
 _NOT_A_SOURCE = re.compile(
     r"\b(?:EXTRACT|SUBSTRING|TRIM|OVERLAY|POSITION)\s*\([^()]*?\bFROM\b|\bDISTINCT\s+FROM\b", re.IGNORECASE
 )

@@ -26,6 +26,7 @@ from sqla_watch.probes.door import Door
 from sqla_watch.probes.engine import describe_engine
 from sqla_watch.probes.greenlets import watch_missing_greenlets
 from sqla_watch.probes.pool import unwatch_pool, watch_pool
+from sqla_watch.probes.rows import following
 from sqla_watch.probes.session import session_door
 from sqla_watch.scopes import Scope
 from sqla_watch.settings import Settings
@@ -98,6 +99,7 @@ class Watch:
                 registry.news.clear()
                 internals.forget()
                 uncached.forget()
+                following.on = True
 
     def _add(self, engine: Engine) -> None:
         with _lock:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
 from sqla_watch.facts import StatementGroup
 from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
+from sqla_watch.ignores import is_ignored
 
 
 class BlockingCallWarning(SqlaWatchWarning):
@@ -65,10 +66,16 @@ class BlockingCall(Rule):
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for all blocking statements of the scope."""
         groups = [group for group in facts.groups if group.on_event_loop]
-        total = sum(group.nanoseconds for group in groups)
-        if groups and total >= context["min_seconds"] * 1e9:
+        while groups:
+            total = sum(group.nanoseconds for group in groups)
+            if total < context["min_seconds"] * 1e9:
+                return
             worst = max(groups, key=lambda group: group.nanoseconds)
-            yield Found(self._finding(groups, worst, total), (), worst.ignores)
+            finding = self._finding(groups, worst, total)
+            yield Found(finding, (), worst.ignores)
+            if not is_ignored(finding, worst.ignores):
+                return
+            groups = [group for group in groups if group.call_site != worst.call_site]  # the others are not meant
 
     @staticmethod
     def _finding(groups: list[StatementGroup], worst: StatementGroup, total: int) -> Finding:

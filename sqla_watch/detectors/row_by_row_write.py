@@ -109,7 +109,9 @@ class RowByRowWrite(Rule):
                 {"objects": deleted},
                 "Delete them where they are, without loading them:\n" + _bulk(operation, table),
             )
-        alike = max(group.most_alike, group.most_in_flush if len(group.assigned) == 1 else 0)
+        alike = max(
+            group.most_alike, group.most_in_flush if len(group.assigned) == 1 and 0 not in group.assigned else 0
+        )
         if operation == "UPDATE" and group.flushed and alike >= context["min_alike"]:
             return self._finding(
                 group,

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
-from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about
+from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, about, seconds
 from sqla_watch.facts import CallSite, StatementGroup
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
@@ -66,7 +67,19 @@ class UncachedStatement(Rule):
                 continue
             told.add((group.call_site, group.why))
             alike = [each for each in facts.groups if each.call_site == group.call_site and each.why == group.why]
-            yield Found(self._finding(group), alike, group.ignores)
+            most = max(alike, key=lambda each: each.uncached)
+            finding = self._finding(most)
+            count, nanoseconds = sum(each.count for each in alike), sum(each.nanoseconds for each in alike)
+            yield Found(
+                replace(
+                    finding,
+                    evidence={**finding.evidence, "statements": count, "database_seconds": seconds(nanoseconds)},
+                    statements=count,
+                    database_seconds=seconds(nanoseconds),
+                ),
+                alike,
+                group.ignores,
+            )
 
     @staticmethod
     def _finding(group: StatementGroup) -> Finding:

@@ -41,9 +41,10 @@ class UnreadRows(Rule):
     `with sqla_watch.ignore("unread-rows", reason="…"):` or `# sqla-watch: ignore[unread-rows]`.
 
     ## Limits
-    Results of fewer than 100 rows are not followed, nor are statements that lock rows or call functions. Nor are
+    Results of fewer than 100 rows are not followed, nor are statements that lock rows or read from functions. Nor are
     server-side cursors and SQLite, which fetch only what they are asked for (of SQLite the ORM asks for every row all
-    the same). A loop over objects of the ORM that breaks off is not seen: the ORM itself has read every row by then.
+    the same). A loop over a result of the ORM that breaks off is not seen: the ORM itself has read every row by then.
+    An exception that is handled before the connection is returned looks like the end of the loop.
     """
 
     id = "unread-rows"

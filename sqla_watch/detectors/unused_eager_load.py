@@ -111,7 +111,6 @@ def _parents(group: StatementGroup) -> int:
 
 def _eager(group: StatementGroup) -> tuple[Relationship, ...]:
     """Return the relationships that a group's statements loaded eagerly."""
-    if group.kind is LoadKind.EAGER:
-        return () if group.relationship is None else (group.relationship,)
     shape = group.fingerprint.shape
-    return () if shape is None or group.kind is LoadKind.COLUMN else shape.relationships
+    joined = () if shape is None or group.kind is LoadKind.COLUMN else shape.relationships
+    return joined if group.kind is not LoadKind.EAGER or group.relationship is None else (group.relationship, *joined)

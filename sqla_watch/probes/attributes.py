@@ -12,6 +12,7 @@ import sys
 from typing import Any
 from weakref import WeakSet
 
+from sqla_watch.probes.door import logger
 from sqla_watch.probes.rows import MANY_ROWS
 from sqla_watch.scopes import current
 
@@ -26,6 +27,8 @@ class _Tracking:
     def __init__(self) -> None:
         self.relationships = False
         self.columns = False
+        self.on = True
+        """Whether readings are remembered; off after a fault."""
         self.many_rows = MANY_ROWS
         """Rows from which on it is followed what becomes of them."""
         self._seen: WeakSet[Any] = WeakSet()
@@ -46,6 +49,14 @@ class _Tracking:
         self._swapped.clear()
         self._seen.clear()
         self.relationships = self.columns = False
+        self.many_rows = MANY_ROWS
+        self.on = True
+
+    def fault(self) -> None:
+        """Say that tracking failed, once, and end it. Called while handling the exception."""
+        if self.on:
+            self.on = False
+            logger.exception("sqla_watch: the probe of attributes failed and is switched off; please report this")
 
     def follow(self, compiled: Any) -> None:
         """Track what an ORM SELECT loads; each compiled statement is looked at once."""
@@ -88,25 +99,47 @@ tracking = _Tracking()
 def _tracked(kind: type) -> type:
     """Return a subclass of an attribute's class that remembers who is read."""
     read: Any = kind.__get__  # type: ignore[attr-defined]
+    compute: Any = kind._gen_cache_key  # type: ignore[attr-defined]
 
     def __get__(self: Any, instance: Any, owner: Any) -> Any:
-        if instance is not None:
-            scope = current.get()
-            if scope is not None and not _is_internal():
-                runid = instance._sa_instance_state.runid
-                while scope is not None:
-                    if not scope.closed and len(scope.reads) < _MOST_READS:
-                        scope.reads.add((self.key, runid))
-                    scope = scope.parent
+        if instance is not None and tracking.on:
+            try:
+                _remember(self.key, instance)
+            except Exception:
+                tracking.fault()
         return read(self, instance, owner)
 
-    return type(
+    def _gen_cache_key(self: Any, anon_map: Any, bindparams: Any) -> Any:
+        # The class is part of a statement's cache key: it has to stay what it was.
+        key = compute(self, anon_map, bindparams)
+        return key if key is None else tuple(kind if each is tracked else each for each in key)
+
+    tracked = type(
         kind.__name__,
         (kind,),
-        {"__slots__": (), "__module__": kind.__module__, "__get__": __get__, "inherit_cache": True},
+        {
+            "__slots__": (),
+            "__module__": kind.__module__,
+            "__get__": __get__,
+            "_gen_cache_key": _gen_cache_key,
+            "inherit_cache": True,
+        },
     )
+    return tracked
+
+
+def _remember(key: str, instance: Any) -> None:
+    """Note in the open scopes that an attribute was read, unless SQLAlchemy itself reads it."""
+    scope = current.get()
+    state = getattr(instance, "_sa_instance_state", None)
+    if scope is None or state is None or _is_internal():
+        return
+    while scope is not None:
+        if not scope.closed and len(scope.reads) < _MOST_READS:
+            scope.reads.add((key, state.runid))
+        scope = scope.parent
 
 
 def _is_internal() -> bool:
     """Whether SQLAlchemy itself reads the attribute, as `AttributeState.value` does."""
-    return str(sys._getframe(2).f_globals.get("__name__")).startswith("sqlalchemy.orm.")
+    return str(sys._getframe(3).f_globals.get("__name__")).startswith("sqlalchemy.orm.")

@@ -226,7 +226,8 @@ def _write(
         return fingerprint.hash_assigned(parameters), fixed, extra
     every = context.compiled_parameters if context.compiled is not None else parameters
     sets = len(every)
-    alike = sets >= MANY_ALIKE and len({fingerprint.hash_assigned(each) for each in parameters}) == 1
+    assigned = {fingerprint.hash_assigned(each) for each in parameters} if sets >= MANY_ALIKE else set()
+    alike = len(assigned) == 1 and 0 not in assigned
     return 0, 0, Extra(sets=sets, alike=alike, flush=serial, session=session)
 
 

@@ -6,6 +6,7 @@ has been sent yet. So the exception itself is looked at when it is made; until t
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import FrameType
 from typing import Any
@@ -31,11 +32,15 @@ def watch_missing_greenlets() -> Door:
 
 
 def _init(door: Door, original: Any) -> Any:
+    @functools.wraps(original)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)
         if door.open and registry.watches:
             try:
-                fact = _describe(sys._getframe())
+                raiser = sys._getframe().f_back
+                if raiser is None or not str(raiser.f_globals.get("__name__")).startswith("sqlalchemy."):
+                    return  # a copy, or somebody else's
+                fact = _describe(raiser)
                 if fact is not None:
                     tell(fact)
             except Exception:

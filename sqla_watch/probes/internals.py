@@ -199,7 +199,8 @@ def describe_shape(compiled: Any) -> Shape | None:
     """Return what an ORM SELECT of one class loads with each row; None for several classes, or columns only."""
     try:
         state = compiled.compile_state
-        (entity,) = state._entities
+        # The second query of a selectinload has the keys of the parents before what it loads.
+        (entity,) = state._entities[-1:] if state.current_path else state._entities
         mapper = entity.mapper
         places = _places(compiled._result_columns)
         composed = {prop for each in mapper.composites for prop in each.props}  # read through their composite

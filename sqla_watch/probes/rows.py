@@ -16,18 +16,44 @@ from sqlalchemy.engine import cursor as _cursor
 from sqla_watch.callsite import DATABASE, user_code
 from sqla_watch.facts import RowCounter
 from sqla_watch.fingerprint import Fingerprint
+from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import DEFAULT_FETCH
 
 MANY_ROWS = 100
 """Rows from which on it is worth following what becomes of them."""
 
 
-def _count_parents(counter: RowCounter, key: tuple[int, ...], rows: Any) -> None:
+class _Following:
+    """Whether what becomes of rows is followed: a fault in it is said once, and ends it for the process."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+    def fault(self) -> None:
+        if self.on:
+            self.on = False
+            logger.exception("sqla_watch: the probe of rows failed and is switched off; please report this")
+
+
+following = _Following()
+
+
+def _count_parents(key: tuple[int, ...], rows: Any) -> int:
     """Count the distinct objects of the queried class in rows that a joined collection may have multiplied.
 
     12 ns a row for a key of one column, next to some microseconds for an object.
     """
-    counter.count_parents(len(set(map(itemgetter(*key), rows))))
+    return len(set(map(itemgetter(*key), rows)))
+
+
+def _note_parents(counter: RowCounter, key: tuple[int, ...], rows: Any) -> None:
+    if following.on:
+        try:
+            counter.count_parents(_count_parents(key, rows))
+        except TypeError:  # keys that cannot be hashed: no count is better
+            return
+        except Exception:
+            following.fault()
 
 
 class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
@@ -62,7 +88,7 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
         rows = super().fetchall(result, dbapi_cursor)
         self.add(len(rows), clock() - started)
         if self.key and rows and self.rows == len(rows):
-            _count_parents(self, self.key, rows)
+            _note_parents(self, self.key, rows)
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
@@ -76,14 +102,20 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
         )
 
 
-class FollowingFetch(RowCounter, _cursor.CursorFetchStrategy):
-    """Fetches as the default strategy does, from a driver that has all rows already, and sees how many are read."""
+class FollowingFetch(_cursor.CursorFetchStrategy):
+    """Fetches as the default strategy does, from a driver that has all rows already, and sees how many are read.
 
-    key: tuple[int, ...] = ()
-    read: int = 0
-    ended: bool = False
-    checkout: Any = None
-    """The checkout of its connection (`Checkout`)."""
+    Its counter is an object of its own: the statement's fact keeps that, and not the strategy, which has to notice
+    when its result is dropped.
+    """
+
+    def __init__(self, counter: RowCounter, key: tuple[int, ...], checkout: Any) -> None:
+        self.counter = counter
+        self.key = key
+        self.checkout = checkout
+        """The checkout of its connection (`Checkout`)."""
+        self.read = 0
+        self.ended = False
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         try:
@@ -109,56 +141,67 @@ class FollowingFetch(RowCounter, _cursor.CursorFetchStrategy):
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        first = not self.read
         try:
             rows = dbapi_cursor.fetchall()
-            if self.key and rows and not self.read:
-                _count_parents(self, self.key, rows)
             self.read += len(rows)
             result._soft_close()
         except BaseException as error:
             self.handle_exception(result, dbapi_cursor, error)
+        if self.key and rows and first:
+            _note_parents(self.counter, self.key, rows)
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
-        self.streamed = True  # in pieces, as far as the application goes
+        self.counter.streamed = True  # in pieces, as far as the application goes
         self.ended = True
         super().yield_per(result, dbapi_cursor, num)
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().soft_close(result, dbapi_cursor)
-        if self.read == self.rows:  # all given to the ORM, which may yet be asked for the first one only
+        if self.read == self.counter.rows:  # all given to the ORM, which may yet be asked for the first one only
             result.cursor_strategy = _AfterAll(self)
         else:
             self._left()
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().hard_close(result, dbapi_cursor)
-        if _asked_for() not in _FOR_THE_ONLY_ONE:
-            self._left()
+        self._left(closed=True)
 
-    def _left(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self.leave(self.rows - self.read)
+    def _left(self, *, closed: bool = False) -> None:
+        """Tell that the result was left with rows unread."""
+        if self.ended or not following.on:
+            return
+        self.ended = True
+        try:
+            if not closed or _asked_for() not in _FOR_THE_ONLY_ONE:
+                self.counter.leave(self.counter.rows - self.read)
+        except Exception:
+            following.fault()
 
     def __del__(self) -> None:
         # A result that is dropped half-read closes nothing. What an exception has broken off is nobody's mistake.
-        if not self.ended and self.read < self.rows and not getattr(self.checkout, "failed", False):
+        if not self.ended and self.read < self.counter.rows and not getattr(self.checkout, "failed", False):
             self._left()
 
 
 class _AfterAll(_cursor.NoCursorDQLFetchStrategy):
     """Stands in for a result that has been fetched whole; the ORM closes it at once when only one object was wanted."""
 
-    __slots__ = ("counter",)
+    __slots__ = ("strategy",)
 
-    def __init__(self, counter: FollowingFetch) -> None:
-        self.counter = counter
+    def __init__(self, strategy: FollowingFetch) -> None:
+        self.strategy = strategy
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
-        if not self.counter.ended and _asked_for() in _FOR_ONE:
-            self.counter.ended = True
-            self.counter.leave(self.counter.rows - 1)
+        strategy = self.strategy
+        if not strategy.ended and following.on:
+            try:
+                if _asked_for() in _FOR_ONE:
+                    strategy.ended = True
+                    strategy.counter.leave(strategy.counter.rows - 1)
+            except Exception:
+                following.fault()
         super().hard_close(result, dbapi_cursor)
 
 
@@ -180,13 +223,12 @@ def _asked_for() -> str:
 
 def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:
     """Follow many rows that the driver has already: how many are read, how many parents there are among them."""
-    if context.cursor_fetch_strategy is not DEFAULT_FETCH:
+    if context.cursor_fetch_strategy is not DEFAULT_FETCH or not following.on:
         return rows
-    counter = context.cursor_fetch_strategy = FollowingFetch()
+    counter = RowCounter()
     counter.rows = rows
-    counter.checkout = checkout
-    if fingerprint.shape is not None:
-        counter.key = fingerprint.shape.key
+    key = () if fingerprint.shape is None else fingerprint.shape.key
+    context.cursor_fetch_strategy = FollowingFetch(counter, key, checkout)
     return counter
 
 

@@ -39,20 +39,15 @@ class OpenFlush:
     """A flush that runs; the statements in it add themselves."""
 
     __slots__ = (
-        "_session",
-        "cause",
-        "key",
-        "objects",
-        "scope",
-        "serial",
-        "site",
-        "started",
-        "statements",
+        "_session", "before", "cause", "key", "objects", "scope", "serial", "site", "started", "statements",
         "transaction",
-    )
+    )  # fmt: skip
 
     def __init__(self, session: Any, cause: FlushCause, site: CallSite | None, objects: int) -> None:
         self.serial = _next_flush()
+        before = flushing.get()
+        self.before: OpenFlush | None = before if before is not None and before.runs else None
+        """The flush in which this one runs: a listener of the application's may flush another session."""
         self._session = ref(session)
         self.key: int = session.hash_key
         self.cause = cause
@@ -122,7 +117,7 @@ class _SessionDoor:
         if self.opened and len(self._doors) == 1 and hasattr(asynchronous, "async_sessionmaker"):
             door = Door("asynchronous session", asynchronous.AsyncSession)
             door.wrap("close", _close_async)
-            door.wrap("__aexit__", _close_async)
+            door.wrap("__aexit__", _leave_async)
             self._doors.append(door)
 
     def close(self) -> None:
@@ -156,11 +151,11 @@ class _SessionDoor:
 
     def _after_flush(self, session: Any, context: Any) -> None:
         flush = flushing.get()
-        if self._failed or flush is None:
+        if self._failed or flush is None or flush.key != session.hash_key:
             return
         try:
-            flushing.set(None)
-            if flush.statements and flush.scope is not None and flush.key == session.hash_key:
+            flushing.set(flush.before)
+            if flush.statements and flush.scope is not None:
                 fact = Flush(
                     flush.serial, flush.key, flush.cause, flush.site, flush.statements, flush.objects, flush.started,
                     clock(), active.get(), flush.transaction,
@@ -209,12 +204,16 @@ def _close(door: Door, original: Any) -> Any:
     return close
 
 
+_leaving: ContextVar[bool] = ContextVar("sqla_watch_leaving", default=False)
+"""Whether an `async with` is closing its session, which it does in a task of its own: that one inherits this."""
+
+
 def _close_async(door: Door, original: Any) -> Any:
     # What closes an AsyncSession in the end runs in a greenlet, and behind `async with` even in another task: from
     # there neither the line nor an exception on its way can be seen.
     @functools.wraps(original)
     async def close(self: Any, *arguments: Any, **options: Any) -> Any:
-        if door.open:
+        if door.open and not _leaving.get():
             try:
                 _before_close(self.sync_session, sys._getframe())
             except Exception:
@@ -222,6 +221,23 @@ def _close_async(door: Door, original: Any) -> Any:
         return await original(self, *arguments, **options)
 
     return close
+
+
+def _leave_async(door: Door, original: Any) -> Any:
+    @functools.wraps(original)
+    async def __aexit__(self: Any, *arguments: Any, **options: Any) -> Any:
+        if door.open:
+            try:
+                _before_close(self.sync_session, sys._getframe())
+            except Exception:
+                door.fault()
+        token = _leaving.set(True)
+        try:
+            return await original(self, *arguments, **options)
+        finally:
+            _leaving.reset(token)
+
+    return __aexit__
 
 
 def _before_close(session: Any, frame: FrameType) -> None:

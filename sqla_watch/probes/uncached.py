@@ -19,7 +19,7 @@ __all__ = ["count_uncached", "forget"]
 _MOST_LINES = 1_000
 _MOST_TEXTS = 200
 _texts: dict[tuple[CodeType | None, int, str], set[int]] = {}
-_compiled: dict[tuple[CodeType | None, int], int] = {}
+_compiled: dict[tuple[CodeType | None, int, str, str], int] = {}
 
 
 def count_uncached(
@@ -32,7 +32,7 @@ def count_uncached(
         why = _culprit(context.invoked_statement)
         if not why:
             return extra  # a construct of SQLAlchemy's own, such as ON CONFLICT in 2.0
-        line = (code, instruction)
+        line = (code, instruction, fingerprint.summary, why)
         if line not in _compiled and len(_compiled) >= _MOST_LINES:
             _compiled.clear()
         number = _compiled[line] = _compiled.get(line, 0) + 1

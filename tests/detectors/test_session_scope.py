@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -298,6 +299,7 @@ def rolled_back_to_a_savepoint(engine: Engine) -> None:
 
 def dropped(engine: Engine) -> None:
     flushed(Session(engine))
+    gc.collect()  # as long as the engine can have its connection back
 
 
 @pytest.mark.parametrize(
