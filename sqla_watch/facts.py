@@ -72,7 +72,7 @@ class Load(NamedTuple):
     columns: tuple[str, ...]
     """Names of the columns of a column load, as `Customer.notes`."""
     cause: str = ""
-    """Why it was needed: of columns `deferred`, `expired`, `expire`, `computed`, `subclass` or `refresh`; of
+    """Why it was needed: of columns `deferred`, `expired`, `thrown`, `expire`, `computed`, `subclass` or `refresh`; of
     relationships `flush` or
     `delete` where SQLAlchemy itself touched them, `immediate` where `immediateload` did."""
 
@@ -370,6 +370,11 @@ class Transaction(NamedTuple):
     """Line of that COMMIT or ROLLBACK."""
     owner: int = 0
     """The task, or else thread, that had asked for the connection."""
+    gap: int = 0
+    """Nanoseconds of the longest time between two of its statements, or between the last one and its end."""
+    gap_after: CallSite | None = None
+    """Line of the statement before that gap, and of what ended it."""
+    gap_before: CallSite | None = None
 
 
 class Wait(NamedTuple):
@@ -469,7 +474,7 @@ class MissingLoad(NamedTuple):
     """Name of the class; empty where no attribute was touched."""
     key: str
     cause: str
-    """`relationship`, `deferred`, `expired`, `expire`, `computed`, `subclass`, or empty."""
+    """`relationship`, `deferred`, `expired`, `thrown`, `expire`, `computed`, `subclass`, or empty."""
     to_many: bool
     parent_runid: int
     call_site: CallSite | None

@@ -50,7 +50,7 @@ MOST_LOADS = 10_000
 """Last ORM loads among which the query that loaded a parent is looked for; about 120 bytes each."""
 HELPER_STATEMENTS = 1
 """Reads in one transaction up to which it is a helper's look-up, and not a unit of work of its own."""
-IDLE_UNIT = 10
+IDLE_UNIT = 5
 """Times as long between the transactions as in them, from which on each row waits for work of another kind."""
 MOST_KEPT = 200
 """Longest transactions and waits that are kept."""
@@ -247,6 +247,7 @@ class Record:
     def take(self, facts: Iterable[Fact]) -> None:
         """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
         groups = self._groups
+        on_event_loop = self._on_event_loop
         statements = all_rows = database = latest = 0
         # In a loop, one statement is like the one before: then its group is found without a look-up.
         before: Statement | None = None
@@ -277,7 +278,7 @@ class Record:
             database += elapsed
             if load is not None:
                 what = load.relationship if load.kind is _LAZY else fingerprint.text
-                key: Any = (what, id(code), instruction, load.session, ignores, load.cause)
+                key: Any = (what, id(code), instruction, load.session, ignores, load.cause, checkout in on_event_loop)
                 fixed = load.parent
                 group = groups.get(key)
             elif (

@@ -120,6 +120,11 @@ def _explain(missing: MissingLoad, name: str, query: str) -> tuple[str, str]:
             f"MissingGreenlet: {name} was expired by session.expire(), and touched where nothing can be awaited",
             f"Read it again before:\nawait session.refresh({object_name}, [{missing.key!r}])",
         )
+    if missing.cause == "thrown":
+        return (
+            f"MissingGreenlet: {name} was touched after expire(), expire_all() or a rollback had thrown it away",
+            f"Read it again before:\nawait session.refresh({object_name})",
+        )
     if missing.cause == "expired":
         return (
             f"MissingGreenlet: {name} was touched after its object had expired, as by a commit",

@@ -17,6 +17,7 @@ _CAUSES = {
     "expired": "the objects had expired, as by a commit",
     "subclass": "the query loaded the base class only",
     "refresh": "each was refreshed by itself",
+    "thrown": "expire(), expire_all() or a rollback had thrown them away",
     "computed": "the database had computed it in the flush",
     "expire": "session.expire() had thrown it away",
 }
@@ -87,7 +88,7 @@ class ColumnLoadLoop(Rule):
             severity=Severity.HIGH,
             message=(
                 f"{what} was loaded for {objects} {owner} objects, one by one: {_CAUSES[group.cause]}"
-                if group.cause not in ("expired", "refresh")
+                if group.cause not in ("expired", "thrown", "refresh")
                 else f"{objects} {owner} objects were loaded again, one by one: {_CAUSES[group.cause]}"
             ),
             evidence={

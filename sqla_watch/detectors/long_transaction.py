@@ -84,11 +84,15 @@ class LongTransaction(Rule):
         last = where(transaction.last)
         first = where(transaction.first)
         related = (RelatedLocation("last statement", last),) if last is not None and last != first else ()
-        advice = (
-            "Do what needs no database before the transaction or after its commit: it sat idle for most of its time."
-            if idle > length // 2
-            else "Commit in smaller pieces, or ask for less: it spent its time in the database."
-        )
+        advice = "Commit in smaller pieces, or ask for less: it spent its time in the database."
+        if idle > length // 2:
+            advice = (
+                "Do what needs no database before the transaction or after its commit: it sat idle for most of its time"
+            )
+            before, after = where(transaction.gap_after), where(transaction.gap_before)
+            if before is not None and after is not None and 2 * transaction.gap > idle:
+                advice += f", {transaction.gap / 1e9:.1f} s of it between {before} and {after}"
+            advice += "."
         return Finding(
             rule=LongTransaction.id,
             target=first.function if first else "transaction",
@@ -103,6 +107,7 @@ class LongTransaction(Rule):
                 "database_seconds": seconds(transaction.database),
                 "ending_seconds": seconds(transaction.ending),
                 "idle_seconds": seconds(idle),
+                "longest_gap_seconds": seconds(transaction.gap),
                 "statements": transaction.statements,
                 "transactions": count,
                 "outcome": transaction.outcome,

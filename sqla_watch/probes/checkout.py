@@ -32,6 +32,11 @@ from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current
 
+SHORTEST_GAP = 10_000_000
+"""Nanoseconds before the end of a transaction from which on it is worth the line of its end."""
+_NEVER = 2**63
+"""A moment which is later than any: nothing can have taken long since."""
+
 next_checkout: Callable[[], int] = count(1).__next__
 next_transaction: Callable[[], int] = count(1).__next__
 
@@ -40,8 +45,8 @@ class OpenTransaction:
     """A transaction that has begun; statements add themselves to it (hot path)."""
 
     __slots__ = (
-        "database", "first", "last", "last_write", "savepoints", "scope", "serial", "slowest", "statements",
-        "temporary", "writes", "wrote",
+        "database", "first", "gap", "gap_ends", "last", "last_write", "savepoints", "scope", "serial", "slowest",
+        "statements", "temporary", "touched", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(self, serial: int) -> None:
@@ -49,6 +54,11 @@ class OpenTransaction:
         self.statements = 0
         self.database = 0
         self.slowest = 0
+        self.touched = _NEVER
+        """When its last statement had finished."""
+        self.gap = 0
+        """Nanoseconds of the longest time between two of its statements so far, and those statements."""
+        self.gap_ends: tuple[Statement | None, Statement] | None = None
         self.wrote = False
         """Whether it sent anything that may have written."""
         self.writes = 0
@@ -135,6 +145,9 @@ class Checkout:
         if scope is None:
             return
         pending = scope.pending
+        gap, (before, after) = transaction.gap, _lines(transaction.gap_ends)
+        if started - transaction.touched > max(gap, SHORTEST_GAP):
+            gap, before, after = started - transaction.touched, site_of(transaction.last), call_site(sys._getframe())
         pending.append(
             Transaction(
                 transaction.serial,
@@ -153,6 +166,9 @@ class Checkout:
                 error,
                 call_site(sys._getframe()) if error else None,
                 self.owner,
+                gap,
+                before,
+                after,
             )
         )
         if len(pending) >= DIGEST:
@@ -173,6 +189,14 @@ class Checkout:
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)
+
+
+def _lines(ends: tuple[Statement | None, Statement] | None) -> tuple[CallSite | None, CallSite | None]:
+    """Return the lines of the statements around a gap."""
+    if ends is None:
+        return None, None
+    before, after = ends
+    return None if before is None else site_of(before), site_of(after)
 
 
 def _owner() -> int:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from sqla_watch.callsite import USER, locate, user_code
-from sqla_watch.facts import Extra
+from sqla_watch.facts import Extra, RowCounter
 from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
@@ -29,7 +29,7 @@ from sqla_watch.probes.internals import (
     loads_entities,
     orm,
 )
-from sqla_watch.probes.rows import CountingFetch, count_stream, follow
+from sqla_watch.probes.rows import CountingFetch, FollowingFetch, count_stream, follow
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.uncached import count_uncached
 from sqla_watch.scopes import DIGEST, Scope, current
@@ -160,6 +160,8 @@ def _execute(door: Door, original: Any) -> Any:
                     frame = frame.f_back  # the place in the caller tells calls through one helper apart
                     path = 0 if frame is None else frame.f_lasti
                     frame = None
+                if rows.__class__ is RowCounter and context.cursor_fetch_strategy.__class__ is FollowingFetch:
+                    context.cursor_fetch_strategy.code = code
 
                 if uncached and not fingerprint.housekeeping:
                     extra = count_uncached(extra, fingerprint, context, code, instruction)
@@ -179,6 +181,10 @@ def _execute(door: Door, original: Any) -> Any:
                         if transaction.scope is not scope:
                             checkout.moved(scope, fact)
                         number = transaction.statements = transaction.statements + 1
+                        if started - transaction.touched > transaction.gap:
+                            transaction.gap = started - transaction.touched
+                            transaction.gap_ends = transaction.last, fact
+                        transaction.touched = finished
                         transaction.last = fact
                         if fingerprint.may_write:
                             transaction.wrote = True

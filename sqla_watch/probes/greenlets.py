@@ -67,7 +67,7 @@ def _describe(frame: FrameType | None) -> MissingLoad | None:
     related = hasattr(touched.property, "direction")
     cause = "relationship" if related else cause_of(state, frozenset((touched.key,)))
     if related and (state.expired or (state.key and not state.dict)):
-        cause = "expired"
+        cause = cause_of(state, frozenset())
     return MissingLoad(
         state.class_.__name__,
         touched.key,

@@ -118,7 +118,7 @@ def describe_load(context: Any, options: Any) -> Load | None:
 def _why(state: Any, columns: frozenset[str], options: Any) -> tuple[tuple[str, ...], str]:
     """Return which columns of an object are loaded by themselves, and why they were not there."""
     cause = "refresh" if getattr(options, "_is_user_refresh", False) else cause_of(state, columns)
-    if cause in ("refresh", "expired"):
+    if cause in ("refresh", "expired", "thrown"):
         return (state.class_.__name__,), cause
     return tuple(f"{state.class_.__name__}.{name}" for name in sorted(columns)), cause
 
@@ -126,15 +126,15 @@ def _why(state: Any, columns: frozenset[str], options: Any) -> tuple[tuple[str, 
 def cause_of(state: Any, columns: frozenset[str]) -> str:
     """Return why columns of an object are not there.
 
-    `expired`: the whole object has, as by a commit. `subclass`: the query loaded the base class only. `computed`: the
-    database computed them in a flush. `expire`: the application expired just these. `deferred`: they were not asked
-    for.
+    `expired`: the whole object has, as by a commit. `thrown`: the same, where a commit expires nothing. `subclass`: the
+    query loaded the base class only. `computed`: the database computed them in a flush. `expire`: the application
+    expired just these. `deferred`: they were not asked for.
     """
     mapper = state.mapper
     attributes = [mapper.attrs[name] for name in columns if name in mapper.attrs]
     key = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
     if state.expired or not columns or key <= columns:
-        return "expired"
+        return "expired" if getattr(state.session, "expire_on_commit", True) else "thrown"
     if not columns & state.expired_attributes:
         return "deferred"
     if mapper.inherits is not None and not any(name in mapper.base_mapper.attrs for name in columns):

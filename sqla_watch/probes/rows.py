@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import collections
 import sys
+from opcode import opname
 from operator import itemgetter
 from time import perf_counter_ns as clock
+from types import CodeType
 from typing import Any
 
 from sqlalchemy.engine import cursor as _cursor
@@ -114,6 +116,8 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
         self.key = key
         self.checkout = checkout
         """The checkout of its connection (`Checkout`)."""
+        self.code: CodeType | None = None
+        """The code that asked for the rows."""
         self.read = 0
         self.ended = False
 
@@ -181,8 +185,12 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
 
     def __del__(self) -> None:
         # A result that is dropped half-read closes nothing. What an exception has broken off is nobody's mistake.
-        if not self.ended and self.read < self.counter.rows and not getattr(self.checkout, "failed", False):
-            self._left()
+        if not self.ended and self.read < self.counter.rows:
+            try:
+                if not self.checkout.failed and not _unwinding(self.code):
+                    self._left()
+            except Exception:
+                following.fault()
 
 
 class _AfterAll(_cursor.NoCursorDQLFetchStrategy):
@@ -219,6 +227,21 @@ def _asked_for() -> str:
             found = frame.f_code.co_name
         frame = frame.f_back
     return found
+
+
+_DROPPING = ("POP_", "STORE_", "DELETE_", "END_", "RETURN_", "JUMP_", "SWAP", "LOAD_", "FOR_ITER", "COPY")
+"""Beginnings of the names of instructions that may let go of a result without an exception."""
+
+
+def _unwinding(code: CodeType | None) -> bool:
+    """Whether a result is dropped from the stack of the code that asked for it, because an exception leaves a loop."""
+    try:
+        frame = sys._getframe(2)
+    except ValueError:
+        return False
+    if frame.f_code is not code:
+        return False
+    return not opname[frame.f_code.co_code[frame.f_lasti]].startswith(_DROPPING)
 
 
 def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:
