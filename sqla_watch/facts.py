@@ -181,6 +181,8 @@ Statement: TypeAlias = tuple[
 CODE: Final = 1
 INSTRUCTION: Final = 2
 STARTED: Final = 4
+FINISHED: Final = 5
+ERROR: Final = 14
 """Places in a `Statement`."""
 
 

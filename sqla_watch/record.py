@@ -130,11 +130,10 @@ class _Answers:
     A question is a number; kept of it are when it was answered last and the group it belongs to, no object of its own.
     """
 
-    __slots__ = ("answered", "groups", "repeats", "written")
+    __slots__ = ("answered", "repeats", "written")
 
     def __init__(self) -> None:
-        self.answered: dict[int, int] = {}
-        self.groups: dict[int, StatementGroup] = {}
+        self.answered: dict[int, tuple[int, StatementGroup]] = {}
         self.repeats: dict[int, Repeat] = {}
         self.written: dict[str, int] = {}
 
@@ -145,7 +144,6 @@ class _Answers:
                 self.written[table] = moment
         else:
             self.answered.clear()
-            self.groups.clear()
             self.repeats.clear()
 
 
@@ -249,13 +247,23 @@ class Record:
         groups = self._groups
         on_event_loop = self._on_event_loop
         statements = all_rows = database = latest = 0
-        # In a loop, one statement is like the one before: then its group is found without a look-up.
+        room = self._room
+        # In a loop, one statement is like the one before: then its group is found without a look-up. What tells them
+        # apart is kept in local names, which are compared several times as fast as places in the tuple.
         before: Statement | None = None
         group: StatementGroup | None = None
+        last_fingerprint: Any = None
+        last_code: Any = None
+        last_instruction = last_path = last_checkout = last_transaction = 0
+        last_ignores: Any = None
+        answers: _Answers | None = None
+        asked: dict[int, tuple[int, StatementGroup]] = {}
         for any_fact in facts:
             if any_fact.__class__ is not tuple:
+                self._room = room
                 self._other(any_fact)
-                before = None  # a transaction's end folds its groups
+                room = self._room
+                before = last_fingerprint = answers = None  # a transaction's end folds its groups
                 continue
             fact = cast(Statement, any_fact)
             (
@@ -267,10 +275,11 @@ class Record:
                 database += elapsed
                 if fingerprint.operation == "ROLLBACK":  # to a savepoint: what was written since is taken back
                     self._answers.pop(transaction, None)
+                    answers = None
                 continue
             counter: RowCounter | None = None
-            if isinstance(rows, RowCounter):
-                counter = rows
+            if rows.__class__ is not int:
+                counter = rows = cast(RowCounter, rows)
                 rows = counter.rows
                 elapsed += counter.nanoseconds
             statements += 1
@@ -281,24 +290,28 @@ class Record:
                 key: Any = (what, id(code), instruction, load.session, ignores, load.cause, checkout in on_event_loop)
                 fixed = load.parent
                 group = groups.get(key)
+                last_fingerprint = None
             elif (
-                before is None
-                or before[0] is not fingerprint
-                or before[1] is not code
-                or before[2] != instruction
-                or before[3] != path
-                or before[9] != checkout
-                or before[11] is not None
-                or before[13] is not ignores
+                last_fingerprint is not fingerprint
+                or last_code is not code
+                or last_instruction != instruction
+                or last_path != path
+                or last_checkout != checkout
+                or last_ignores is not ignores
             ):
                 key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
                 group = groups.get(key)
+                last_fingerprint, last_code, last_instruction, last_path = fingerprint, code, instruction, path
+                last_ignores = ignores
             if group is None:
+                self._room = room
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
-            if started < latest and before is not None and before[9] == checkout > 0:
+                room = self._room
+            if started < latest and before is not None and last_checkout == checkout > 0:
                 self._overlap(before, fact)
             before = fact
             latest = finished
+            last_checkout = checkout
             group.count += 1
             group.rows += rows
             group.nanoseconds += elapsed
@@ -328,30 +341,33 @@ class Record:
                 group.failed_last = False
             if extra is not None:
                 self._add_extra(group, extra, rows, values)
-            if fixed not in group.values and not (group.flushed and group.values):
-                if self._room > 0:
-                    group.values.add(fixed)
-                    self._room -= 1
+            kept = group.values
+            if fixed not in kept and not (group.flushed and kept):
+                if room > 0:
+                    kept.add(fixed)
+                    room -= 1
                 else:
                     group.uncounted += 1
             if runid:
                 self._load(group, load, runid, checkout)
             if load is None and transaction > 0:
                 if fingerprint.asks:
-                    answers = self._answers.get(transaction)
-                    if answers is None:
-                        answers = self._answers[transaction] = _Answers()
+                    if answers is None or last_transaction != transaction:
+                        answers = self._answers.get(transaction)
+                        if answers is None:
+                            answers = self._answers[transaction] = _Answers()
+                        last_transaction = transaction
+                        asked = answers.answered
                     question = hash((fingerprint.text, values))
-                    if question in answers.answered:
+                    if question in asked:
                         self._ask_again(answers, question, group, started, finished, rows)
-                    elif len(answers.answered) >= MOST_ANSWERS:
-                        self.dropped += len(answers.answered)
-                        answers.answered.clear()
-                        answers.groups.clear()
-                    answers.answered[question] = finished
-                    answers.groups[question] = group
+                    elif len(asked) >= MOST_ANSWERS:
+                        self.dropped += len(asked)
+                        asked.clear()
+                    asked[question] = (finished, group)
                 elif fingerprint.may_write and transaction in self._answers:
                     self._answers[transaction].wrote(fingerprint, finished)
+        self._room = room
         self.statements += statements
         self.rows += all_rows
         self.database += database
@@ -637,7 +653,7 @@ class Record:
         self, answers: _Answers, question: int, group: StatementGroup, started: int, finished: int, rows: int
     ) -> None:
         """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
-        answered = answers.answered[question]
+        answered, first = answers.answered[question]
         if started < answered or started - answered >= POLL_NANOSECONDS:
             return
         if any(answers.written.get(table, 0) > answered for table in group.fingerprint.tables):
@@ -647,7 +663,7 @@ class Record:
         if repeat is None:
             repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
             self.repeats.append(repeat)
-            repeat.add(answers.groups[question].call_site, rows, 0)
+            repeat.add(first.call_site, rows, 0)
         repeat.add(group.call_site, rows, finished - started)
 
     def _make_room(self) -> None:

@@ -31,7 +31,7 @@ logger = logging.getLogger("sqla_watch")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-DIGEST = 192
+DIGEST = 128
 """Facts that a scope keeps before it adds them up: about 80 kB, which the processor's cache still holds."""
 
 UNITS = frozenset({"request", "task", "job"})

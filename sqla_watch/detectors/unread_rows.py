@@ -44,7 +44,8 @@ class UnreadRows(Rule):
     Results of fewer than 100 rows are not followed, nor are statements that lock rows or read from functions. Nor are
     server-side cursors and SQLite, which fetch only what they are asked for (of SQLite the ORM asks for every row all
     the same). A loop over a result of the ORM that breaks off is not seen: the ORM itself has read every row by then.
-    An exception that is handled before the connection is returned looks like the end of the loop.
+    An exception that is handled before the connection is returned looks like the end of the loop; a result that is
+    handed to a function, which reads some rows of it, looks like an exception where nobody else holds it.
     """
 
     id = "unread-rows"

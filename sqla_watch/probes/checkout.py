@@ -19,6 +19,8 @@ from sqla_watch import registry
 from sqla_watch.callsite import call_site, location_of
 from sqla_watch.facts import (
     CODE,
+    ERROR,
+    FINISHED,
     INSTRUCTION,
     STARTED,
     CallSite,
@@ -42,15 +44,17 @@ next_transaction: Callable[[], int] = count(1).__next__
 
 
 class OpenTransaction:
-    """A transaction that has begun; statements add themselves to it (hot path)."""
+    """A transaction that has begun. Statements append their facts (hot path); some hundred are added up at once."""
 
     __slots__ = (
-        "database", "first", "gap", "gap_ends", "last", "last_write", "savepoints", "scope", "serial", "slowest",
-        "statements", "temporary", "touched", "writes", "wrote",
+        "database", "facts", "first", "gap", "gap_ends", "last", "last_write", "savepoints", "scope", "serial",
+        "slowest", "statements", "temporary", "touched", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
+        self.facts: list[Statement] = []
+        """Not yet added up."""
         self.statements = 0
         self.database = 0
         self.slowest = 0
@@ -72,6 +76,35 @@ class OpenTransaction:
         """Where its last statement was recorded."""
         self.first: Statement | None = None
         self.last: Statement | None = None
+
+    def add_up(self) -> None:
+        """Add up the facts that have come since the last time."""
+        touched, gap = self.touched, self.gap
+        for fact in self.facts:
+            fingerprint, started, finished = fact[0], fact[STARTED], fact[FINISHED]
+            elapsed = finished - started
+            self.database += elapsed
+            if fingerprint.housekeeping:
+                continue
+            if started - touched > gap:
+                gap = started - touched
+                self.gap_ends = self.last, fact
+            touched = finished
+            self.statements += 1
+            if elapsed > self.slowest:
+                self.slowest = elapsed
+            if fingerprint.may_write:
+                self.wrote = True
+                if fingerprint.writes and not fact[ERROR]:
+                    self.writes += 1
+                    self.last_write = fact
+                elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
+                    self.temporary = True
+            if self.first is None:
+                self.first = fact
+            self.last = fact
+        self.touched, self.gap = touched, gap
+        self.facts.clear()
 
 
 class Checkout:
@@ -115,6 +148,7 @@ class Checkout:
         if transaction is None:
             return
         before, transaction.scope = transaction.scope, scope
+        transaction.add_up()
         if before is None or transaction.last is None:
             return
         ended, now = before.unit, scope.unit
@@ -129,6 +163,7 @@ class Checkout:
         transaction = self.transaction
         if transaction is None:
             return
+        transaction.add_up()
         if operation == "SAVEPOINT":
             transaction.savepoints.append(next_transaction())
         elif transaction.savepoints:
@@ -138,7 +173,10 @@ class Checkout:
 
     def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int, error: str = "") -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
-        if transaction is None or transaction.first is None or transaction.last is None:
+        if transaction is None:
+            return
+        transaction.add_up()
+        if transaction.first is None or transaction.last is None:
             return
         finished = clock()
         scope = self.find_scope()

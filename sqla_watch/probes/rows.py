@@ -119,6 +119,7 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
         self.code: CodeType | None = None
         """The code that asked for the rows."""
         self.read = 0
+        self.one_by_one = 0
         self.ended = False
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
@@ -129,6 +130,7 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
                 result._soft_close(hard=hard_close)
             else:
                 self.read += 1
+                self.one_by_one += 1
         except BaseException as error:
             self.handle_exception(result, dbapi_cursor, error)
         return row
@@ -187,7 +189,7 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
         # A result that is dropped half-read closes nothing. What an exception has broken off is nobody's mistake.
         if not self.ended and self.read < self.counter.rows:
             try:
-                if not self.checkout.failed and not _unwinding(self.code):
+                if not self.checkout.failed and not _unwinding(self.code, in_loop=self.one_by_one > 1):
                     self._left()
             except Exception:
                 following.fault()
@@ -233,15 +235,19 @@ _DROPPING = ("POP_", "STORE_", "DELETE_", "END_", "RETURN_", "JUMP_", "SWAP", "L
 """Beginnings of the names of instructions that may let go of a result without an exception."""
 
 
-def _unwinding(code: CodeType | None) -> bool:
-    """Whether a result is dropped from the stack of the code that asked for it, because an exception leaves a loop."""
+def _unwinding(code: CodeType | None, *, in_loop: bool) -> bool:
+    """Whether a result is dropped from the stack of the code that asked for it, because an exception leaves a loop.
+
+    A call, too, may let go of a result on which a method was called: then it was not the subject of a loop.
+    """
     try:
         frame = sys._getframe(2)
     except ValueError:
         return False
     if frame.f_code is not code:
         return False
-    return not opname[frame.f_code.co_code[frame.f_lasti]].startswith(_DROPPING)
+    instruction = opname[frame.f_code.co_code[frame.f_lasti]]
+    return instruction.startswith(("RAISE", "RERAISE")) or (in_loop and not instruction.startswith(_DROPPING))
 
 
 def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:

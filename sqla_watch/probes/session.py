@@ -254,6 +254,8 @@ def _before_close(session: Any, frame: FrameType) -> None:
     changed = sum(session.is_modified(each) for each in session.dirty)
     checkout = _checkout_of(session)
     opened = None if checkout is None else checkout.transaction
+    if opened is not None:
+        opened.add_up()
     # In autocommit nothing is lost, and what goes into a temporary table is meant to go.
     written = 0 if opened is None or opened.serial < 0 or opened.temporary else opened.writes
     if not (session._new or session._deleted or changed or written):

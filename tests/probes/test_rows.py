@@ -175,7 +175,9 @@ def leave(watch: Watch, engine: Engine, read: Callable[[Any], Any], rows: int = 
     """Rows fetched and rows left, of one result."""
     with sqla_watch.scope("left") as scope:
         with engine.connect() as connection:
-            read(connection.execute(numbers(rows)))
+            result = connection.execute(numbers(rows))
+            read(result)
+            del result
         (group,) = scope.record.groups
         return group.unread_of, group.most_unread
 
