@@ -182,6 +182,7 @@ CODE: Final = 1
 INSTRUCTION: Final = 2
 STARTED: Final = 4
 FINISHED: Final = 5
+TRANSACTION: Final = 10
 ERROR: Final = 14
 """Places in a `Statement`."""
 
@@ -379,6 +380,19 @@ class Transaction(NamedTuple):
     gap_before: CallSite | None = None
 
 
+class Holder(NamedTuple):
+    """Who had a connection of a pool while another one waited for it."""
+
+    call_site: CallSite | None
+    """The line at which its thread was; of a task, the line of the last statement that it had sent."""
+    since: int
+    """When the connection was asked for."""
+    in_transaction: bool
+    """Whether it had a transaction open with at least one statement in it."""
+    scope: str
+    """Name of the scope of that statement."""
+
+
 class Wait(NamedTuple):
     """A request for a connection, and how long it had to wait for the pool."""
 
@@ -394,6 +408,8 @@ class Wait(NamedTuple):
     """Serial number of the checkout that it led to."""
     on_event_loop: bool = False
     """Whether a synchronous engine was asked in a thread where an event loop runs."""
+    holders: tuple[Holder, ...] = ()
+    """Who had the connections when the wait began; where it was in vain, when it ended. Longest first."""
 
 
 class FlushCause(StrEnum):

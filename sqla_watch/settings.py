@@ -97,6 +97,8 @@ class Settings:
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
+    raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+    """Ids of the rules whose action is `raise`."""
 
     def __post_init__(self) -> None:
         source = "Settings"
@@ -112,6 +114,7 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
+        object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
     def rule(self, rule: str) -> RuleSettings:
         """Return the action and thresholds of a rule.
@@ -124,11 +127,6 @@ class Settings:
         """
         found = self._rules.get(rule)
         return found if found is not None else self._rules[check_rule(rule)]
-
-    @property
-    def raises(self) -> frozenset[str]:
-        """Ids of the rules whose action is `raise`."""
-        return frozenset(rule for rule, settings in self._rules.items() if settings.action is Action.RAISE)
 
     @classmethod
     def load(

@@ -160,15 +160,18 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
     from sqla_watch.detectors import RULES
 
     findings: list[Finding] = []
-    claimed: set[object] = set()
     kinds = facts.kinds
+    context = Context(settings.rule(settings.active[0])) if settings.active else None
+    if context is None or not kinds:
+        return findings
     for rule in settings.active:
         detector = RULES[rule]
         if detector.reads not in kinds or (only is not None and rule not in only):
             continue
         try:
-            for found in detector.find(facts, Context(settings.rule(rule), claimed)):
-                claimed.update(found.about)
+            context.settings = settings.rule(rule)
+            for found in detector.find(facts, context):
+                context.claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
                     findings.append(found.finding)
         except Exception:

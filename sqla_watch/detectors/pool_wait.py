@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
-from sqla_watch.facts import Wait
-from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
+from sqla_watch.facts import Holder, Wait
+from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
 
 
 class PoolWaitWarning(SqlaWatchWarning):
@@ -17,7 +17,9 @@ class PoolWait(Rule):
 
     ## What it sees
     The time from asking the pool for a connection to getting one, without the time to open a new one; also the
-    wait which ends in `QueuePool limit … reached`.
+    wait which ends in `QueuePool limit … reached`. Who had the connections is named by the line at which its thread
+    was when the wait began (of a task, by the line of its last statement); after a time-out the exception has a note
+    that says the same.
 
     ## Why it costs
     Nothing happens while waiting, and whoever waits usually holds something else. A pool that is too small, or
@@ -73,6 +75,11 @@ class PoolWait(Rule):
         longest = max(waits, key=lambda wait: wait.nanoseconds)
         timed_out = sum(wait.timed_out for wait in waits)
         location = where(longest.call_site)
+        held = [
+            RelatedLocation(f"held for {(longest.started - holder.since) / 1e9:.1f} s by then{_state(holder)}", place)
+            for holder in longest.holders
+            if (place := where(holder.call_site)) is not None
+        ]
         limit = longest.pool_size + max(longest.max_overflow, 0)
         end = " and got none" if longest.timed_out else ""
         return Finding(
@@ -90,9 +97,15 @@ class PoolWait(Rule):
                 "timed_out": timed_out,
                 "pool_size": longest.pool_size,
                 "max_overflow": longest.max_overflow,
+                "holders_in_transaction": sum(holder.in_transaction for holder in longest.holders),
             },
             suggestion=(
                 "Return connections sooner (end transactions before slow work), or let no more tasks ask at once than "
                 f"the pool has: pool_size={longest.pool_size}, max_overflow={longest.max_overflow}."
             ),
+            related=tuple({each.location: each for each in reversed(held)}.values())[::-1][:3],
         )
+
+
+def _state(holder: Holder) -> str:
+    return ", in a transaction" if holder.in_transaction else ""

@@ -11,8 +11,9 @@ import sys
 from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from itertools import count
-from threading import get_native_id
+from threading import get_ident, get_native_id
 from time import perf_counter_ns as clock
+from types import FrameType
 from typing import Any
 
 from sqla_watch import registry
@@ -23,7 +24,9 @@ from sqla_watch.facts import (
     FINISHED,
     INSTRUCTION,
     STARTED,
+    TRANSACTION,
     CallSite,
+    Holder,
     SessionEvent,
     SessionUse,
     Statement,
@@ -110,14 +113,25 @@ class OpenTransaction:
 class Checkout:
     """One connection from its checkout to its return."""
 
-    __slots__ = ("depth", "failed", "implicit", "owner", "requested", "scope", "serial", "transaction", "wait")
+    __slots__ = (
+        "depth",
+        "failed",
+        "implicit",
+        "owner",
+        "requested",
+        "scope",
+        "serial",
+        "thread",
+        "transaction",
+        "wait",
+    )
 
     def __init__(self, requested: int, implicit: bool) -> None:
         self.serial = next_checkout()
         self.requested = requested
         self.depth = 1
-        self.owner = _owner()
-        """The task, or else thread, that asked for the connection."""
+        self.owner, self.thread = _owner()
+        """The task, or else thread, that asked for the connection; and which thread, where it is no task."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
         self.failed = False
@@ -126,6 +140,27 @@ class Checkout:
         self.transaction: OpenTransaction | None = None
         self.wait: Wait | None = None
         """The wait before it, until a scope has it."""
+
+    def holder(self, frames: dict[int, FrameType]) -> Holder:
+        """Return who has the connection. Any thread may ask; nothing of the owner's is touched.
+
+        `frames` are those of `sys._current_frames`: they tell where a thread is, also in its first statement.
+        """
+        transaction = self.transaction
+        statement = None
+        if transaction is not None:
+            facts = transaction.facts[-1:]
+            statement = facts[0] if facts else transaction.last
+        scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
+        site = call_site(frames[self.thread]) if self.thread in frames else None
+        if site is None and statement is not None:
+            site = site_of(statement)
+        return Holder(
+            site,
+            self.requested,
+            statement is not None and statement[TRANSACTION] > 0,
+            "" if scope is None or scope.kind == "implicit" else scope.name,
+        )
 
     def find_scope(self) -> Scope | None:
         """Return the scope that is open here; else this checkout's own, if it may have one."""
@@ -237,11 +272,14 @@ def _lines(ends: tuple[Statement | None, Statement] | None) -> tuple[CallSite | 
     return None if before is None else site_of(before), site_of(after)
 
 
-def _owner() -> int:
-    """Return a number of the running task, or else thread; threads that come later have others."""
+def _owner() -> tuple[int, int]:
+    """Return a number of the running task, or else thread, and the thread's identifier if it is no task.
+
+    Identifiers of threads are given to later ones again; the operating system's numbers are not, for long.
+    """
     loop = _get_running_loop()
     task = None if loop is None else current_task(loop)
-    return get_native_id() if task is None else id(task)
+    return (get_native_id(), get_ident()) if task is None else (id(task), 0)
 
 
 def site_of(statement: Statement) -> CallSite | None:

@@ -16,8 +16,8 @@ from weakref import WeakSet, ref
 from sqlalchemy import exc
 
 from sqla_watch import registry
-from sqla_watch.callsite import call_site
-from sqla_watch.facts import CallSite, Wait
+from sqla_watch.callsite import call_site, location_of
+from sqla_watch.facts import CallSite, Holder, Wait
 from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout
 from sqla_watch.probes.door import logger
@@ -29,6 +29,8 @@ __all__ = ["unwatch_pool", "watch_pool"]
 SHORTEST_WAIT = 1_000_000
 """Nanoseconds below which getting a connection is not waiting: it is the pool's own work, and the scheduler's."""
 
+_MOST_NOTED = 20
+"""Holders that the note of a time-out names."""
 _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
 _off: WeakSet[Any] = WeakSet()
@@ -71,16 +73,20 @@ def _watched(base: type) -> type:
 
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
-        site = call_site(sys._getframe(1)) if _is_exhausted(self) else None
+        site: CallSite | None = None
+        holders: tuple[Holder, ...] = ()
+        if self not in _off and _is_exhausted(self):
+            site = call_site(sys._getframe(1))
+            holders = _holders(self)
         started = clock()
         try:
             record = pool_class._do_get(self)
-        except exc.TimeoutError:
+        except exc.TimeoutError as error:
             if self not in _off:
-                _guarded(self, _timed_out, self, started, site)
+                _guarded(self, _timed_out, self, started, site, error)
             raise
         if self not in _off:
-            _guarded(self, _taken, self, record, started, site)
+            _guarded(self, _taken, self, record, started, site, holders)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -133,7 +139,34 @@ def _is_exhausted(pool: Any) -> bool:
         return False
 
 
-def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
+def _holders(pool: Any) -> tuple[Holder, ...]:
+    """Return who has the connections of a pool, those first that have had theirs longest."""
+    found = []
+    frames = sys._current_frames()
+    for record_ref, pool_ref in list(_out.values()):
+        record = record_ref() if pool_ref() is pool else None
+        checkout: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
+        if checkout is not None:
+            found.append(checkout.holder(frames))
+    return tuple(sorted(found, key=lambda holder: holder.since))
+
+
+def _note(holders: tuple[Holder, ...]) -> str:
+    """Return what a time-out's note says: who had the connections."""
+    now = clock()
+    lines = []
+    for holder in holders[:_MOST_NOTED]:
+        location = location_of(holder.call_site)
+        place = "no line of yours" if location is None else f"{location} in {location.function}"
+        state = ", in a transaction" if holder.in_transaction else ""
+        scope = f" ({holder.scope})" if holder.scope else ""
+        lines.append(f"  for {(now - holder.since) / 1e9:.1f} s{state}: {place}{scope}")
+    if len(holders) > _MOST_NOTED:
+        lines.append(f"  … and {len(holders) - _MOST_NOTED} more")
+    return "sqla_watch: the connections of the pool were held by\n" + "\n".join(lines)
+
+
+def _taken(pool: Any, record: Any, started: int, site: CallSite | None, holders: tuple[Holder, ...]) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
     state = record.__dict__
     wait = clock() - started - state.pop(_CREATED, 0)
@@ -150,7 +183,7 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
     elif site is None:  # somebody was faster
         site = call_site(sys._getframe(2))
-    fact = _wait(pool, started, wait, site, timed_out=False, checkout=checkout.serial)
+    fact = _wait(pool, started, wait, site, holders, timed_out=False, checkout=checkout.serial)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)
@@ -158,10 +191,16 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None) -> None:
         checkout.wait = fact
 
 
-def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
-    """The pool's limit was reached: there will be no checkout, the wait is all there is."""
+def _timed_out(pool: Any, started: int, site: CallSite | None, error: BaseException) -> None:
+    """The pool's limit was reached: there will be no checkout, the wait is all there is.
+
+    The exception gets a note that names the holders; nothing else of it is changed.
+    """
     waited = clock() - started
-    fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), timed_out=True)
+    holders = _holders(pool)
+    if holders:
+        error.add_note(_note(holders))
+    fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), holders, timed_out=True)
     scope = current_scope()
     if scope is not None:
         scope.pending.append(fact)
@@ -173,7 +212,14 @@ def _timed_out(pool: Any, started: int, site: CallSite | None) -> None:
 
 
 def _wait(
-    pool: Any, started: int, nanoseconds: int, site: CallSite | None, *, timed_out: bool, checkout: int = 0
+    pool: Any,
+    started: int,
+    nanoseconds: int,
+    site: CallSite | None,
+    holders: tuple[Holder, ...],
+    *,
+    timed_out: bool,
+    checkout: int = 0,
 ) -> Wait:
     on_loop = _running_loop() is not None and not _is_async(pool) and not _is_worker()
     if not nanoseconds:
@@ -189,6 +235,7 @@ def _wait(
         active.get(),
         checkout,
         on_loop,
+        holders,
     )
 
 

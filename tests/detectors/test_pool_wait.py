@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -197,3 +198,61 @@ def test_holding_a_connection_for_long_is_no_wait_of_its_own(engine: Engine) -> 
         connection.execute(select(Order.id).limit(1))
         time.sleep(0.12)
     assert found(scope) == []
+
+
+def test_who_held_the_connection_is_named(engine: Engine) -> None:
+    """Another thread sleeps in a transaction of its own while this one waits."""
+    taken = threading.Event()
+
+    def hold() -> None:
+        with engine.connect() as connection:
+            connection.execute(select(Order.id).limit(1))
+            taken.set()
+            time.sleep(0.12)  # does something else
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    with sqla_watch.scope("waits") as scope, engine.connect() as connection:
+        connection.execute(select(Order.id).limit(1))
+    holder.join()
+    finding = only(scope)
+    (related,) = finding.related
+    assert (related.location.file, related.location.line) == (__file__, line_of("does something else"))
+    assert related.role.endswith(", in a transaction")
+    assert finding.evidence["holders_in_transaction"] == 1
+
+
+def test_a_time_out_has_a_note_that_names_the_holder_and_is_unchanged_otherwise(engine: Engine) -> None:
+    sqla_watch.uninstall()
+    with engine.connect(), pytest.raises(PoolTimeout) as bare:
+        engine.connect()
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+    with sqla_watch.scope("leak") as scope, engine.connect() as leaked:
+        leaked.execute(select(Order.id).limit(1))
+        with pytest.raises(PoolTimeout) as watched:
+            engine.connect()  # asks for a second one
+    (note,) = watched.value.__notes__
+    assert note.startswith("sqla_watch: the connections of the pool were held by\n  for 0.")
+    assert f"test_pool_wait.py:{line_of('asks for a second one')}" in note  # where the holder's thread is
+    assert note.endswith("(leak)")
+    assert (type(watched.value), watched.value.args) == (type(bare.value), bare.value.args)
+    assert not hasattr(bare.value, "__notes__")
+    assert only(scope).evidence["timed_out"] == 1
+
+
+@both_drivers
+@in_event_loop
+async def test_async_a_task_that_holds_is_named_by_its_last_statement(shop_url: str, driver: str) -> None:
+    async with watched_async_engine(
+        shop_url, driver, pool_size=1, max_overflow=0, pool_timeout=0.1, rules={"pool-wait": {"min_seconds": 0.05}}
+    ) as engine:
+        with sqla_watch.scope("tasks") as scope:
+            async with AsyncSession(engine) as session:
+                await session.get(Order, 1)  # holds it from here
+                with pytest.raises(PoolTimeout) as error:
+                    async with AsyncSession(engine) as second:
+                        await second.get(Order, 2)
+    assert f"test_pool_wait.py:{line_of('holds it from here')}" in error.value.__notes__[0]
+    assert "in a transaction" in error.value.__notes__[0]
+    assert [related.location.line for related in only(scope).related] == [line_of("holds it from here")]
