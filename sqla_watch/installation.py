@@ -22,7 +22,7 @@ from sqla_watch.callsite import call_site, user_code
 from sqla_watch.probes import internals, uncached
 from sqla_watch.probes.attributes import tracking
 from sqla_watch.probes.dialect import watch_dialect
-from sqla_watch.probes.door import Door
+from sqla_watch.probes.door import Door, logger
 from sqla_watch.probes.engine import describe_engine
 from sqla_watch.probes.greenlets import watch_missing_greenlets
 from sqla_watch.probes.pool import unwatch_pool, watch_pool
@@ -106,7 +106,10 @@ class Watch:
             probed = _probed.get(engine)
             if probed is None:
                 probed = _probed[engine] = _Probed(engine)
-                registry.news.append(describe_engine(engine, call_site(sys._getframe(1))))
+                try:
+                    registry.news.append(describe_engine(engine, call_site(sys._getframe(1))))
+                except Exception:  # an engine of another make
+                    logger.exception("sqla_watch: the settings of an engine could not be read; please report this")
             probed.holders.add(self)
             self._engines.add(engine)
 

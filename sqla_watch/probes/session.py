@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
@@ -77,17 +78,25 @@ class _SessionDoor:
     def __init__(self) -> None:
         self.opened = False
         self._failed = False
+        self._lock = threading.Lock()
         self._doors: list[Door] = []
         self._codes: dict[CodeType, FlushCause] = {}
         self._listening: list[tuple[str, Any]] = []
 
     def open(self) -> None:
-        """Begin to listen, if the application has imported the ORM. May be repeated."""
-        module: Any = sys.modules.get("sqlalchemy.orm.session")
-        if self.opened:
-            self._open_async()
+        """Begin to listen, if the application has imported the ORM. May be repeated, and by several threads."""
+        if len(self._doors) == 2:
             return
-        if not registry.watches or not hasattr(module, "sessionmaker"):
+        try:
+            with self._lock:
+                self._open()
+                self._open_async()
+        except Exception:
+            self._fault()
+
+    def _open(self) -> None:
+        module: Any = sys.modules.get("sqlalchemy.orm.session")
+        if self.opened or not registry.watches or not hasattr(module, "sessionmaker"):
             return
         self.opened = True
         self._failed = False
@@ -110,7 +119,6 @@ class _SessionDoor:
             event.listen(session_class, name, listener)
         self._doors = [Door("session", session_class)]
         self._doors[0].wrap("close", _close)
-        self._open_async()
 
     def _open_async(self) -> None:
         asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio.session")
