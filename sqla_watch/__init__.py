@@ -49,6 +49,7 @@ from sqla_watch.ignores import Ignore, ignore, unused_ignores
 from sqla_watch.installation import Watch, install, uninstall
 from sqla_watch.scopes import Scope, current_scope, scope
 from sqla_watch.settings import Action, Profile, RuleSettings, Settings, SettingsError
+from sqla_watch.snapshot import OpenConnection, PoolState, Snapshot, dump, dump_on_signal
 
 __version__ = "0.1.0"
 
@@ -71,7 +72,9 @@ __all__ = [
     "Location",
     "LongTransactionWarning",
     "NPlusOneWarning",
+    "OpenConnection",
     "OversizedResultWarning",
+    "PoolState",
     "PoolWaitWarning",
     "Profile",
     "QueryInLoopWarning",
@@ -86,6 +89,7 @@ __all__ = [
     "SettingsError",
     "Severity",
     "SlowQueryWarning",
+    "Snapshot",
     "SqlaWatchError",
     "SqlaWatchWarning",
     "UncachedStatementWarning",
@@ -95,6 +99,8 @@ __all__ = [
     "WideRowsWarning",
     "__version__",
     "current_scope",
+    "dump",
+    "dump_on_signal",
     "ignore",
     "install",
     "scope",

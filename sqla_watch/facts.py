@@ -384,13 +384,20 @@ class Holder(NamedTuple):
     """Who had a connection of a pool while another one waited for it."""
 
     call_site: CallSite | None
-    """The line at which its thread was; of a task, the line of the last statement that it had sent."""
+    """The line at which its thread or task was, else that of the last statement that it had sent."""
     since: int
     """When the connection was asked for."""
     in_transaction: bool
     """Whether it had a transaction open with at least one statement in it."""
     scope: str
     """Name of the scope of that statement."""
+    working: bool = False
+    """Whether a statement was running."""
+    transaction_started: int = 0
+    """When the first statement of its transaction began, and the last one ended; 0 for none."""
+    last_finished: int = 0
+    statements: int = 0
+    """Statements of its transaction so far."""
 
 
 class Wait(NamedTuple):

@@ -30,6 +30,7 @@ from sqla_watch.probes.rows import following
 from sqla_watch.probes.session import session_door
 from sqla_watch.scopes import Scope
 from sqla_watch.settings import Settings
+from sqla_watch.snapshot import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -77,6 +78,13 @@ class Watch:
     def engines(self) -> list[Engine]:
         """The engines it watches."""
         return list(self._engines)
+
+    def snapshot(self) -> Snapshot:
+        """Return what is open now of its engines: connections that are out, their transactions, the pools.
+
+        Any thread may ask, at any time.
+        """
+        return take_snapshot(self._engines)
 
     @property
     def installed(self) -> bool:

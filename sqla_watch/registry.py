@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from sqla_watch.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
     from sqla_watch.facts import Fact
     from sqla_watch.scopes import Scope
 
@@ -20,6 +22,10 @@ class Installed(Protocol):
 
     settings: Settings
     reporters: list[Callable[[Scope], None]]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines it watches."""
 
 
 watches: list[Installed] = []

@@ -18,8 +18,7 @@ class PoolWait(Rule):
     ## What it sees
     The time from asking the pool for a connection to getting one, without the time to open a new one; also the
     wait which ends in `QueuePool limit … reached`. Who had the connections is named by the line at which its thread
-    was when the wait began (of a task, by the line of its last statement); after a time-out the exception has a note
-    that says the same.
+    or task was when the wait began; after a time-out the exception has a note that says the same.
 
     ## Why it costs
     Nothing happens while waiting, and whoever waits usually holds something else. A pool that is too small, or

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from asyncio import _get_running_loop, current_task
+from asyncio import Task, _get_running_loop, current_task
 from collections.abc import Callable
 from itertools import count
 from threading import get_ident, get_native_id
 from time import perf_counter_ns as clock
 from types import FrameType
 from typing import Any
+from weakref import ref
 
 from sqla_watch import registry
-from sqla_watch.callsite import call_site, location_of
+from sqla_watch.callsite import USER, call_site, location_of, user_code
 from sqla_watch.facts import (
     CODE,
     ERROR,
@@ -37,6 +38,9 @@ from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current
 
+_WORKING = ("do_execute", "greenlet_spawn")
+"""Functions in which a thread, or a coroutine, waits for the database."""
+_DEEPEST = 200
 SHORTEST_GAP = 10_000_000
 """Nanoseconds before the end of a transaction from which on it is worth the line of its end."""
 _NEVER = 2**63
@@ -121,6 +125,7 @@ class Checkout:
         "requested",
         "scope",
         "serial",
+        "task",
         "thread",
         "transaction",
         "wait",
@@ -130,8 +135,8 @@ class Checkout:
         self.serial = next_checkout()
         self.requested = requested
         self.depth = 1
-        self.owner, self.thread = _owner()
-        """The task, or else thread, that asked for the connection; and which thread, where it is no task."""
+        self.owner, self.thread, self.task = _owner()
+        """Number of the task, or else thread, that asked for the connection; the thread's identifier, or the task."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
         self.failed = False
@@ -147,20 +152,52 @@ class Checkout:
         `frames` are those of `sys._current_frames`: they tell where a thread is, also in its first statement.
         """
         transaction = self.transaction
-        statement = None
+        last = begun = None
+        statements = 0
         if transaction is not None:
-            facts = transaction.facts[-1:]
-            statement = facts[0] if facts else transaction.last
+            facts = transaction.facts[:]  # the owner may go on meanwhile
+            last = facts[-1] if facts else transaction.last
+            begun = transaction.first or (facts[0] if facts else None)
+            statements = transaction.statements + len(facts)
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
-        site = call_site(frames[self.thread]) if self.thread in frames else None
-        if site is None and statement is not None:
-            site = site_of(statement)
+        stack = self._stack(frames)
+        site = None if last is None else site_of(last)
+        for frame in stack:  # the frames of a coroutine that waits are not linked
+            if user_code.kind(frame.f_code.co_filename) == USER:
+                site = CallSite(frame.f_code, frame.f_lasti)
+                break
         return Holder(
             site,
             self.requested,
-            statement is not None and statement[TRANSACTION] > 0,
+            last is not None and last[TRANSACTION] > 0,
             "" if scope is None or scope.kind == "implicit" else scope.name,
+            any(frame.f_code.co_name in _WORKING and self._is_in(frame) for frame in stack),
+            0 if begun is None else begun[STARTED],
+            0 if last is None else last[FINISHED],
+            statements,
         )
+
+    def _stack(self, frames: dict[int, FrameType]) -> list[FrameType]:
+        """Return the frames of the owner, the innermost first: of its thread, or of the coroutines of its task."""
+        found: list[FrameType] = []
+        if self.thread:
+            frame = frames.get(self.thread)
+            while frame is not None and len(found) < _DEEPEST:
+                found.append(frame)
+                frame = frame.f_back
+            return found
+        task = None if self.task is None else self.task()
+        awaited: Any = None if task is None or task.done() else task.get_coro()
+        while awaited is not None and len(found) < _DEEPEST:
+            frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+            if frame is not None:
+                found.insert(0, frame)
+            awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        return found
+
+    def _is_in(self, frame: FrameType) -> bool:
+        """Whether a frame is a statement's of this checkout: what a coroutine awaits there is the database."""
+        return not self.thread or frame.f_locals.get("checkout") is self
 
     def find_scope(self) -> Scope | None:
         """Return the scope that is open here; else this checkout's own, if it may have one."""
@@ -272,14 +309,14 @@ def _lines(ends: tuple[Statement | None, Statement] | None) -> tuple[CallSite | 
     return None if before is None else site_of(before), site_of(after)
 
 
-def _owner() -> tuple[int, int]:
-    """Return a number of the running task, or else thread, and the thread's identifier if it is no task.
+def _owner() -> tuple[int, int, ref[Task[Any]] | None]:
+    """Return a number of the running task, or else thread; the thread's identifier if it is no task; the task.
 
     Identifiers of threads are given to later ones again; the operating system's numbers are not, for long.
     """
     loop = _get_running_loop()
     task = None if loop is None else current_task(loop)
-    return (get_native_id(), get_ident()) if task is None else (id(task), 0)
+    return (get_native_id(), get_ident(), None) if task is None else (id(task), 0, ref(task))
 
 
 def site_of(statement: Statement) -> CallSite | None:

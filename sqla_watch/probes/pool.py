@@ -11,7 +11,7 @@ import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import exc
 
@@ -24,7 +24,7 @@ from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import Scope, close_scope, current_scope
 
-__all__ = ["unwatch_pool", "watch_pool"]
+__all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
 SHORTEST_WAIT = 1_000_000
 """Nanoseconds below which getting a connection is not waiting: it is the pool's own work, and the scheduler's."""
@@ -77,14 +77,22 @@ def _watched(base: type) -> type:
         holders: tuple[Holder, ...] = ()
         if self not in _off and _is_exhausted(self):
             site = call_site(sys._getframe(1))
-            holders = _holders(self)
+            holders = holders_of(self)
         started = clock()
+        waiting = _waits.setdefault(self, PoolWaits()) if holders else None
+        if waiting is not None:
+            waiting.waiting += 1
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
             if self not in _off:
                 _guarded(self, _timed_out, self, started, site, error)
             raise
+        finally:
+            if waiting is not None:
+                waiting.waiting -= 1
+                waiting.waits += 1
+                waiting.nanoseconds += clock() - started
         if self not in _off:
             _guarded(self, _taken, self, record, started, site, holders)
         return record
@@ -139,7 +147,26 @@ def _is_exhausted(pool: Any) -> bool:
         return False
 
 
-def _holders(pool: Any) -> tuple[Holder, ...]:
+class PoolWaits:
+    """How many wait for a connection of a pool, and how many have."""
+
+    __slots__ = ("nanoseconds", "waiting", "waits")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.waits = 0
+        self.nanoseconds = 0
+
+
+_waits: WeakKeyDictionary[Any, PoolWaits] = WeakKeyDictionary()
+
+
+def waits_of(pool: Any) -> PoolWaits:
+    """Return the waits for a pool so far."""
+    return _waits.get(pool) or PoolWaits()
+
+
+def holders_of(pool: Any) -> tuple[Holder, ...]:
     """Return who has the connections of a pool, those first that have had theirs longest."""
     found = []
     frames = sys._current_frames()
@@ -181,8 +208,11 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None, holders:
     _out[id(record)] = ref(record), ref(pool)
     if wait < SHORTEST_WAIT or getattr(pool, "_max_overflow", -1) < 0:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif site is None:  # somebody was faster
-        site = call_site(sys._getframe(2))
+    elif site is None:
+        if _is_exhausted(pool):  # somebody was faster
+            site = call_site(sys._getframe(2))
+        else:  # there was one all the time: the scheduler, or the garbage collector
+            wait = 0
     fact = _wait(pool, started, wait, site, holders, timed_out=False, checkout=checkout.serial)
     scope = current_scope()
     if scope is not None:
@@ -197,7 +227,7 @@ def _timed_out(pool: Any, started: int, site: CallSite | None, error: BaseExcept
     The exception gets a note that names the holders; nothing else of it is changed.
     """
     waited = clock() - started
-    holders = _holders(pool)
+    holders = holders_of(pool)
     if holders:
         error.add_note(_note(holders))
     fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), holders, timed_out=True)

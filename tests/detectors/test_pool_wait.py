@@ -243,16 +243,24 @@ def test_a_time_out_has_a_note_that_names_the_holder_and_is_unchanged_otherwise(
 
 @both_drivers
 @in_event_loop
-async def test_async_a_task_that_holds_is_named_by_its_last_statement(shop_url: str, driver: str) -> None:
+async def test_async_a_task_that_holds_is_named_where_it_is(shop_url: str, driver: str) -> None:
     async with watched_async_engine(
         shop_url, driver, pool_size=1, max_overflow=0, pool_timeout=0.1, rules={"pool-wait": {"min_seconds": 0.05}}
     ) as engine:
-        with sqla_watch.scope("tasks") as scope:
+
+        async def hold() -> None:
             async with AsyncSession(engine) as session:
-                await session.get(Order, 1)  # holds it from here
+                await session.get(Order, 1)
+                await asyncio.sleep(0.25)  # holds it here
+
+        with sqla_watch.scope("tasks") as scope:
+            holder = asyncio.create_task(hold())
+            await asyncio.sleep(0.1)
+            async with AsyncSession(engine) as session:
                 with pytest.raises(PoolTimeout) as error:
-                    async with AsyncSession(engine) as second:
-                        await second.get(Order, 2)
-    assert f"test_pool_wait.py:{line_of('holds it from here')}" in error.value.__notes__[0]
+                    await session.get(Order, 2)
+            await holder
+    assert f"test_pool_wait.py:{line_of('holds it here')} in hold (tasks)" in error.value.__notes__[0]
     assert "in a transaction" in error.value.__notes__[0]
-    assert [related.location.line for related in only(scope).related] == [line_of("holds it from here")]
+    (finding,) = [each for each in scope.findings if each.rule == "pool-wait"]
+    assert [related.location.line for related in finding.related] == [line_of("holds it here")]

@@ -638,3 +638,22 @@ def test_a_connection_that_breaks_on_its_way_back_is_dropped_as_ever(shop_url: s
         return rows, str(raised.value)
 
     assert story(watched=True) == story(watched=False)
+
+
+def test_a_pause_of_the_interpreter_is_no_wait_where_a_connection_was_there(shop_url: str) -> None:
+    """A garbage collection of 0.1 s while a connection was got: met in a large test suite."""
+
+    engine = create_engine(shop_url, pool_size=5)
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+    get = engine.pool._pool.get
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.12)
+        return get(*arguments, **options)
+
+    engine.pool._pool.get = slowly  # type: ignore[attr-defined]
+    with sqla_watch.scope("pause") as scope, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    engine.dispose()
+    assert scope.findings == []
+    assert scope.wait_seconds == 0
