@@ -1,9 +1,9 @@
 """How much sqla_watch and its peers find in the corpus, and how often they find fault with honest code.
 
-Run it with ``uv run --group bench python -m benchmarks.accuracy``. Every scenario runs once under each contestant that
-is installed, in one process, on a real PostgreSQL: the one that SQLA_WATCH_TEST_DATABASE_URL names, where a database of
-its own is made, else an embedded one. Exits with 1 if ours misses a label or finds what is not labelled, and with 2 if
-a scenario fails.
+Run it with ``uv run --isolated --group bench python -m benchmarks.accuracy``. Every scenario runs once under each
+contestant that is installed, in one process, on a real PostgreSQL: the one that SQLA_WATCH_TEST_DATABASE_URL names,
+where a database of its own is made, else an embedded one. Exits with 1 if ours misses a label or finds what is not
+labelled, and with 2 if a scenario fails.
 """
 
 from __future__ import annotations
