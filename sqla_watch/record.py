@@ -130,10 +130,11 @@ class _Answers:
     A question is a number; kept of it are when it was answered last and the group it belongs to, no object of its own.
     """
 
-    __slots__ = ("answered", "repeats", "written")
+    __slots__ = ("answered", "groups", "repeats", "written")
 
     def __init__(self) -> None:
-        self.answered: dict[int, tuple[int, StatementGroup]] = {}
+        self.answered: dict[int, int] = {}
+        self.groups: dict[int, StatementGroup] = {}
         self.repeats: dict[int, Repeat] = {}
         self.written: dict[str, int] = {}
 
@@ -144,6 +145,7 @@ class _Answers:
                 self.written[table] = moment
         else:
             self.answered.clear()
+            self.groups.clear()
             self.repeats.clear()
 
 
@@ -257,7 +259,8 @@ class Record:
         last_instruction = last_path = last_checkout = last_transaction = 0
         last_ignores: Any = None
         answers: _Answers | None = None
-        asked: dict[int, tuple[int, StatementGroup]] = {}
+        asked: dict[int, int] = {}
+        asked_by: dict[int, StatementGroup] = {}
         for any_fact in facts:
             if any_fact.__class__ is not tuple:
                 self._room = room
@@ -357,14 +360,16 @@ class Record:
                         if answers is None:
                             answers = self._answers[transaction] = _Answers()
                         last_transaction = transaction
-                        asked = answers.answered
+                        asked, asked_by = answers.answered, answers.groups
                     question = hash((fingerprint.text, values))
                     if question in asked:
                         self._ask_again(answers, question, group, started, finished, rows)
                     elif len(asked) >= MOST_ANSWERS:
                         self.dropped += len(asked)
                         asked.clear()
-                    asked[question] = (finished, group)
+                        asked_by.clear()
+                    asked[question] = finished
+                    asked_by[question] = group
                 elif fingerprint.may_write and transaction in self._answers:
                     self._answers[transaction].wrote(fingerprint, finished)
         self._room = room
@@ -653,7 +658,7 @@ class Record:
         self, answers: _Answers, question: int, group: StatementGroup, started: int, finished: int, rows: int
     ) -> None:
         """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
-        answered, first = answers.answered[question]
+        answered = answers.answered[question]
         if started < answered or started - answered >= POLL_NANOSECONDS:
             return
         if any(answers.written.get(table, 0) > answered for table in group.fingerprint.tables):
@@ -663,7 +668,7 @@ class Record:
         if repeat is None:
             repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
             self.repeats.append(repeat)
-            repeat.add(first.call_site, rows, 0)
+            repeat.add(answers.groups[question].call_site, rows, 0)
         repeat.add(group.call_site, rows, finished - started)
 
     def _make_room(self) -> None:
