@@ -107,7 +107,7 @@ class Watch:
                 registry.news.clear()
                 internals.forget()
                 uncached.forget()
-                following.on = True
+                following.open = True
 
     def _add(self, engine: Engine) -> None:
         with _lock:
@@ -139,12 +139,12 @@ class _Everywhere:
         self._greenlets: Door | None = None
 
     def open(self) -> None:
-        session_door.open()
+        session_door.start()
         if self._greenlets is None:
             self._greenlets = watch_missing_greenlets()
 
     def close(self) -> None:
-        session_door.close()
+        session_door.stop()
         if self._greenlets is not None:
             self._greenlets.close()
             self._greenlets = None

@@ -2,7 +2,7 @@
 
 The class of an attribute that an ORM SELECT loads is swapped for a subclass whose `__get__` remembers the reading in
 the open scope, by the number of the statement that loaded the object. A relationship's reading costs 20 to 60 ns
-more, a column's about 60; attributes that nobody asked about cost nothing, and off it is one look at two flags for
+more, a column's about 60; attributes that nobody asked about cost nothing, and off it is one look at a flag for
 each ORM SELECT.
 """
 
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 from weakref import WeakSet
 
-from sqla_watch.probes.door import logger
+from sqla_watch.probes.door import Probe
 from sqla_watch.probes.rows import MANY_ROWS
 from sqla_watch.scopes import current
 
@@ -21,14 +21,13 @@ __all__ = ["tracking"]
 _MOST_READS = 50_000
 
 
-class _Tracking:
+class _Tracking(Probe):
     """What is tracked, and the attributes whose class was swapped."""
 
     def __init__(self) -> None:
+        super().__init__("of attributes")
         self.relationships = False
         self.columns = False
-        self.on = True
-        """Whether readings are remembered; off after a fault."""
         self.many_rows = MANY_ROWS
         """Rows from which on it is followed what becomes of them."""
         self._seen: WeakSet[Any] = WeakSet()
@@ -50,13 +49,7 @@ class _Tracking:
         self._seen.clear()
         self.relationships = self.columns = False
         self.many_rows = MANY_ROWS
-        self.on = True
-
-    def fault(self) -> None:
-        """Say that tracking failed, once, and end it. Called while handling the exception."""
-        if self.on:
-            self.on = False
-            logger.exception("sqla_watch: the probe of attributes failed and is switched off; please report this")
+        self.open = True
 
     def follow(self, compiled: Any) -> None:
         """Track what an ORM SELECT loads; each compiled statement is looked at once."""
@@ -102,7 +95,7 @@ def _tracked(kind: type) -> type:
     compute: Any = kind._gen_cache_key  # type: ignore[attr-defined]
 
     def __get__(self: Any, instance: Any, owner: Any) -> Any:
-        if instance is not None and tracking.on:
+        if instance is not None and tracking.open:
             try:
                 _remember(self.key, instance)
             except Exception:

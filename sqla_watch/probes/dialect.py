@@ -132,7 +132,7 @@ def _execute(door: Door, original: Any) -> Any:
                         runid = orm.next_runid()
                         if rows.__class__ is CountingFetch and fingerprint.shape is not None:
                             rows.key = fingerprint.shape.key
-                        if tracking.columns or tracking.relationships:
+                        if tracking.columns:  # also where relationships are tracked
                             tracking.follow(compiled)
                         options = context.execution_options.get("_sa_orm_load_options")
                         if options is not None:
@@ -229,7 +229,7 @@ def _fingerprint(statement: Any, compiled: Any) -> Fingerprint:
         found = replace(found, entities=True, shape=describe_shape(compiled))
     if getattr(compiled, "literal_execute_params", None):
         found = replace(found, rendered=True, simple=False)
-    session_door.open()  # now that the ORM may be there
+    session_door.start()  # now that the ORM may be there
     with contextlib.suppress(AttributeError):  # a compiled form that takes no attributes is looked up each time
         compiled._sqla_watch = found
     return found

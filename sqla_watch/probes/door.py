@@ -1,4 +1,7 @@
-"""Putting wrappers on an object's methods and taking them off again, in any order with others who do the same."""
+"""What probes have in common: a fault of theirs is said once and switches them off; wrappers come off again.
+
+Wrappers are put on an object's methods and taken off in any order with others who do the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,21 @@ from typing import Any
 logger = logging.getLogger("sqla_watch")
 
 
-class Door:
+class Probe:
+    """Whether a probe is on."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open = True
+
+    def fault(self) -> None:
+        """Say that this probe failed, once, and switch it off. Called while handling the exception."""
+        if self.open:
+            self.open = False
+            logger.exception("sqla_watch: the probe %s failed and is switched off; please report this", self.name)
+
+
+class Door(Probe):
     """A set of wrapped methods of one object, kept in its `__dict__` in front of the class's own.
 
     The wrappers look at `open` first: one that somebody else has wrapped meanwhile cannot be taken off, but only
@@ -17,8 +34,7 @@ class Door:
     """
 
     def __init__(self, name: str, target: Any) -> None:
-        self.name = name
-        self.open = True
+        super().__init__(name)
         self.target = target
         self._wrapped: dict[str, tuple[Any, bool, Any]] = {}
 
@@ -42,9 +58,3 @@ class Door:
                 else:
                     delattr(self.target, method)
         self._wrapped.clear()
-
-    def fault(self) -> None:
-        """Say that this probe failed, once, and switch it off. Called while handling the exception."""
-        if self.open:
-            self.open = False
-            logger.exception("sqla_watch: the probe %s failed and is switched off; please report this", self.name)

@@ -1,4 +1,4 @@
-"""Counting the rows of cursors which do not know their number: SQLite's, and server-side ones.
+"""Rows: their number where the cursor does not know it (SQLite's, server-side ones), and what becomes of many.
 
 The fetch strategy of one result is replaced by one that does the same and counts; the rows are not touched.
 """
@@ -18,26 +18,15 @@ from sqlalchemy.engine import cursor as _cursor
 from sqla_watch.callsite import DATABASE, user_code
 from sqla_watch.facts import RowCounter
 from sqla_watch.fingerprint import Fingerprint
-from sqla_watch.probes.door import logger
+from sqla_watch.probes.door import Probe
 from sqla_watch.probes.internals import DEFAULT_FETCH
 
 MANY_ROWS = 100
 """Rows from which on it is worth following what becomes of them."""
 
 
-class _Following:
-    """Whether what becomes of rows is followed: a fault in it is said once, and ends it for the process."""
-
-    def __init__(self) -> None:
-        self.on = True
-
-    def fault(self) -> None:
-        if self.on:
-            self.on = False
-            logger.exception("sqla_watch: the probe of rows failed and is switched off; please report this")
-
-
-following = _Following()
+following = Probe("of rows")
+"""Whether what becomes of many rows is followed."""
 
 
 def _count_parents(key: tuple[int, ...], rows: Any) -> int:
@@ -49,7 +38,7 @@ def _count_parents(key: tuple[int, ...], rows: Any) -> int:
 
 
 def _note_parents(counter: RowCounter, key: tuple[int, ...], rows: Any) -> None:
-    if following.on:
+    if following.open:
         try:
             counter.count_parents(_count_parents(key, rows))
         except TypeError:  # keys that cannot be hashed: no count is better
@@ -176,7 +165,7 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
 
     def _left(self, *, closed: bool = False) -> None:
         """Tell that the result was left with rows unread."""
-        if self.ended or not following.on:
+        if self.ended or not following.open:
             return
         self.ended = True
         try:
@@ -205,7 +194,7 @@ class _AfterAll(_cursor.NoCursorDQLFetchStrategy):
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         strategy = self.strategy
-        if not strategy.ended and following.on:
+        if not strategy.ended and following.open:
             try:
                 if _asked_for() in _FOR_ONE:
                     strategy.ended = True
@@ -252,7 +241,7 @@ def _unwinding(code: CodeType | None, *, in_loop: bool) -> bool:
 
 def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:
     """Follow many rows that the driver has already: how many are read, how many parents there are among them."""
-    if context.cursor_fetch_strategy is not DEFAULT_FETCH or not following.on:
+    if context.cursor_fetch_strategy is not DEFAULT_FETCH or not following.open:
         return rows
     counter = RowCounter()
     counter.rows = rows

@@ -24,7 +24,7 @@ from sqla_watch.callsite import DATABASE, USER, call_site, user_code
 from sqla_watch.facts import CallSite, Fact, Flush, FlushCause, SessionEvent, SessionUse
 from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout, site_of
-from sqla_watch.probes.door import Door, logger
+from sqla_watch.probes.door import Door, Probe
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.scopes import Scope, close_scope, current_scope
 
@@ -72,18 +72,18 @@ flushing: ContextVar[OpenFlush | None] = ContextVar("sqla_watch_flush", default=
 """The flush that runs here, or the last one."""
 
 
-class _SessionDoor:
+class _SessionDoor(Probe):
     """The listeners on the Session class, and the wrapper of its `close`; on while anything is watched."""
 
     def __init__(self) -> None:
-        self.opened = False
-        self._failed = False
+        super().__init__("of sessions")
+        self.listening = False
         self._lock = threading.Lock()
         self._doors: list[Door] = []
         self._codes: dict[CodeType, FlushCause] = {}
         self._listening: list[tuple[str, Any]] = []
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Begin to listen, if the application has imported the ORM. May be repeated, and by several threads."""
         if len(self._doors) == 2:
             return
@@ -92,14 +92,14 @@ class _SessionDoor:
                 self._open()
                 self._open_async()
         except Exception:
-            self._fault()
+            self.fault()
 
     def _open(self) -> None:
         module: Any = sys.modules.get("sqlalchemy.orm.session")
-        if self.opened or not registry.watches or not hasattr(module, "sessionmaker"):
+        if self.listening or not registry.watches or not hasattr(module, "sessionmaker"):
             return
-        self.opened = True
-        self._failed = False
+        self.listening = True
+        self.open = True
         session_class = module.Session
         transaction = getattr(module, "SessionTransaction", None)
         for owner, method, cause in (
@@ -122,17 +122,17 @@ class _SessionDoor:
 
     def _open_async(self) -> None:
         asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio.session")
-        if self.opened and len(self._doors) == 1 and hasattr(asynchronous, "async_sessionmaker"):
+        if self.listening and len(self._doors) == 1 and hasattr(asynchronous, "async_sessionmaker"):
             door = Door("asynchronous session", asynchronous.AsyncSession)
             door.wrap("close", _close_async)
             door.wrap("__aexit__", _leave_async)
             self._doors.append(door)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop listening."""
-        if not self.opened:
+        if not self.listening:
             return
-        self.opened = False
+        self.listening = False
         session_class = sys.modules["sqlalchemy.orm.session"].Session
         for name, listener in self._listening:
             event.remove(session_class, name, listener)
@@ -141,13 +141,8 @@ class _SessionDoor:
             door.close()
         self._doors = []
 
-    def _fault(self) -> None:
-        if not self._failed:
-            self._failed = True
-            logger.exception("sqla_watch: the probe of sessions failed and is switched off; please report this")
-
     def _before_flush(self, session: Any, context: Any, instances: Any) -> None:
-        if self._failed:
+        if not self.open:
             return
         try:
             frame: FrameType | None = sys._getframe()
@@ -155,11 +150,11 @@ class _SessionDoor:
             objects = len(session._new) + len(session._deleted) + len(session.identity_map._modified)
             flushing.set(OpenFlush(session, cause, call_site(frame), objects))
         except Exception:
-            self._fault()
+            self.fault()
 
     def _after_flush(self, session: Any, context: Any) -> None:
         flush = flushing.get()
-        if self._failed or flush is None or flush.key != session.hash_key:
+        if not self.open or flush is None or flush.key != session.hash_key:
             return
         try:
             flushing.set(flush.before)
@@ -170,17 +165,17 @@ class _SessionDoor:
                 )  # fmt: skip
                 flush.scope.pending.append(fact)
         except Exception:
-            self._fault()
+            self.fault()
 
     def _after_commit(self, session: Any) -> None:
-        if self._failed:
+        if not self.open:
             return
         try:
             objects = len(session.identity_map)
             if objects >= MANY_OBJECTS:
                 tell(SessionUse(SessionEvent.HELD, call_site(sys._getframe()), active.get(), objects), session)
         except Exception:
-            self._fault()
+            self.fault()
 
     def _cause(self, frame: FrameType | None) -> FlushCause:
         """Return what made the session flush, told by the frames between the flush and the user's code."""

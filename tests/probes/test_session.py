@@ -367,7 +367,7 @@ def test_two_watches_leave_sessions_alone_when_the_last_is_gone(engine: Engine) 
         watches.pop().uninstall()
         assert is_listening() == [False] * 3
         assert Session.close is close
-        assert not session_door.opened
+        assert not session_door.listening
 
 
 def test_somebody_elses_wrapper_and_listener_stay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
