@@ -73,8 +73,7 @@ class Load(NamedTuple):
     """Names of the columns of a column load, as `Customer.notes`."""
     cause: str = ""
     """Why it was needed: of columns `deferred`, `expired`, `thrown`, `expire`, `computed`, `subclass` or `refresh`; of
-    relationships `flush` or
-    `delete` where SQLAlchemy itself touched them, `immediate` where `immediateload` did."""
+    relationships `flush` or `delete` where SQLAlchemy itself touched them, `immediate` where `immediateload` did."""
 
 
 class Extra(NamedTuple):
@@ -183,8 +182,15 @@ INSTRUCTION: Final = 2
 STARTED: Final = 4
 FINISHED: Final = 5
 TRANSACTION: Final = 10
+IGNORES: Final = 13
 ERROR: Final = 14
 """Places in a `Statement`."""
+
+
+def site_of(statement: Statement) -> CallSite | None:
+    """Return the line of a statement."""
+    code = statement[CODE]
+    return None if code is None else CallSite(code, statement[INSTRUCTION])
 
 
 @dataclass(slots=True, eq=False)
@@ -312,7 +318,6 @@ class StatementGroup:
         self.assigned |= other.assigned
         self.uncached = max(self.uncached, other.uncached)
         self.why = self.why or other.why
-        self.on_event_loop = self.on_event_loop or other.on_event_loop
         self.failed_last = other.failed_last
         self.finished = max(self.finished, other.finished)
         self.streamed = self.streamed or other.streamed
@@ -381,7 +386,7 @@ class Transaction(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """Who had a connection of a pool while another one waited for it."""
+    """Who has a connection of a pool, at one moment."""
 
     call_site: CallSite | None
     """The line at which its thread or task was, else that of the last statement that it had sent."""

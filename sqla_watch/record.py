@@ -15,6 +15,8 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from sqla_watch.facts import (
+    IGNORES,
+    STARTED,
     CallSite,
     EngineConfiguration,
     Extra,
@@ -32,6 +34,7 @@ from sqla_watch.facts import (
     StatementGroup,
     Transaction,
     Wait,
+    site_of,
 )
 
 if TYPE_CHECKING:
@@ -404,11 +407,9 @@ class Record:
 
     def _overlap(self, one: Statement, other: Statement) -> None:
         """Note that two statements of one connection ran at the same time, once for each pair of lines."""
-        if other[4] < one[4]:  # which of them came while the other ran
+        if other[STARTED] < one[STARTED]:  # which of them came while the other ran
             one, other = other, one
-        site = None if other[1] is None else CallSite(other[1], other[2])
-        first = None if one[1] is None else CallSite(one[1], one[2])
-        self._add_session(SessionUse(SessionEvent.SHARED, site, other[13], other=first))
+        self._add_session(SessionUse(SessionEvent.SHARED, site_of(other), other[IGNORES], other=site_of(one)))
 
     def _add_session(self, use: SessionUse) -> None:
         """Keep what is known of a session's life; the same of the same line once, the largest."""
@@ -427,17 +428,13 @@ class Record:
         if isinstance(fact, Flush):
             key = (fact.session, fact.cause, fact.call_site, fact.ignores)
             group = self._flushes.get(key)
-            if group is None:
-                if len(self._flushes) >= MOST_GROUPS:
+            if group is None or group.transaction != fact.transaction:
+                if group is not None:  # of the transactions before, the one with most is kept
+                    most = self._most_flushes.setdefault(key, group)
+                    self._most_flushes[key] = max(most, group, key=lambda each: each.count)
+                elif len(self._flushes) >= MOST_GROUPS:
                     self._flushes.clear()
                     self._most_flushes.clear()
-                group = self._flushes[key] = FlushGroup(
-                    fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
-                )
-            if group.transaction != fact.transaction:
-                # A new one; of those before, the one with most is kept.
-                if (most := self._most_flushes.get(key)) is None or group.count > most.count:
-                    self._most_flushes[key] = group
                 group = self._flushes[key] = FlushGroup(
                     fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
                 )

@@ -137,7 +137,7 @@ class Rule(ABC):
     actions: ClassVar[Mapping[Profile, Action]] = {}
     """What it does where that is not the profile's own action."""
     reads: ClassVar[str] = "groups"
-    """The kind of facts without which it finds nothing: the name of an attribute of `Facts`."""
+    """The kind of facts without which it finds nothing: a name as in `Facts.kinds`."""
     after: ClassVar[tuple[str, ...]] = ()
     """Ids of more specific rules: what they have found is not found again."""
 

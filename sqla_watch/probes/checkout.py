@@ -20,23 +20,23 @@ from weakref import ref
 from sqla_watch import registry
 from sqla_watch.callsite import USER, call_site, location_of, user_code
 from sqla_watch.facts import (
-    CODE,
     ERROR,
     FINISHED,
-    INSTRUCTION,
     STARTED,
     TRANSACTION,
     CallSite,
+    Fact,
     Holder,
     SessionEvent,
     SessionUse,
     Statement,
     Transaction,
     Wait,
+    site_of,
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.scopes import DIGEST, Scope, close_scope, current
+from sqla_watch.scopes import DIGEST, Scope, close_scope, current, current_scope
 
 _WORKING = ("do_execute", "greenlet_spawn")
 """Functions in which a thread, or a coroutine, waits for the database."""
@@ -319,10 +319,25 @@ def _owner() -> tuple[int, int, ref[Task[Any]] | None]:
     return (get_native_id(), get_ident(), None) if task is None else (id(task), 0, ref(task))
 
 
-def site_of(statement: Statement) -> CallSite | None:
-    """Return the line of a statement."""
-    code = statement[CODE]
-    return None if code is None else CallSite(code, statement[INSTRUCTION])
+def tell(fact: Fact, checkout: Checkout | None = None, *, name: str, started: int = 0) -> None:
+    """Add a fact to the open scope; else to its checkout's; else to one that is opened and closed for it.
+
+    Args:
+        fact: What was seen.
+        checkout: The checkout that it is about, if there is one.
+        name: What a scope of its own is called.
+        started: Since when that lasts, if not from now.
+    """
+    scope = current_scope()
+    if scope is None and checkout is not None:
+        scope = checkout.find_scope()
+    if scope is not None:
+        scope.pending.append(fact)
+    elif registry.watches and registry.active_settings().implicit_scopes:
+        scope = Scope(name, "implicit", registry.active_settings())
+        scope.started = started or scope.started
+        scope.pending.append(fact)
+        close_scope(scope, quiet=True)
 
 
 def checkout_of(record: Any) -> Checkout | None:

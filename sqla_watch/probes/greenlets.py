@@ -17,9 +17,9 @@ from sqla_watch import registry
 from sqla_watch.callsite import DATABASE, call_site, user_code
 from sqla_watch.facts import MissingLoad
 from sqla_watch.ignores import active
+from sqla_watch.probes.checkout import tell
 from sqla_watch.probes.door import Door
 from sqla_watch.probes.internals import cause_of
-from sqla_watch.probes.session import tell
 
 __all__ = ["watch_missing_greenlets"]
 
@@ -40,16 +40,14 @@ def _init(door: Door, original: Any) -> Any:
                 raiser = sys._getframe().f_back
                 if raiser is None or not str(raiser.f_globals.get("__name__")).startswith("sqlalchemy."):
                     return  # a copy, or somebody else's
-                fact = _describe(raiser)
-                if fact is not None:
-                    tell(fact)
+                tell(_describe(raiser), name="session")
             except Exception:
                 door.fault()
 
     return __init__
 
 
-def _describe(frame: FrameType | None) -> MissingLoad | None:
+def _describe(frame: FrameType | None) -> MissingLoad:
     """Return what was touched, told by the frame of the attribute's `__get__`."""
     site = call_site(frame)
     touched: Any = None

@@ -19,10 +19,10 @@ from sqla_watch import registry
 from sqla_watch.callsite import call_site, location_of
 from sqla_watch.facts import CallSite, Holder, Wait
 from sqla_watch.ignores import active
-from sqla_watch.probes.checkout import Checkout
+from sqla_watch.probes.checkout import Checkout, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.scopes import Scope, close_scope, current_scope
+from sqla_watch.scopes import current_scope
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
@@ -231,14 +231,7 @@ def _timed_out(pool: Any, started: int, site: CallSite | None, error: BaseExcept
     if holders:
         error.add_note(_note(holders))
     fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), holders, timed_out=True)
-    scope = current_scope()
-    if scope is not None:
-        scope.pending.append(fact)
-    elif registry.active_settings().implicit_scopes:
-        scope = Scope("connection", "implicit", registry.active_settings())
-        scope.started = started
-        scope.pending.append(fact)
-        close_scope(scope, quiet=True)
+    tell(fact, name="connection", started=started)
 
 
 def _wait(

@@ -21,12 +21,12 @@ from sqlalchemy import event
 
 from sqla_watch import registry
 from sqla_watch.callsite import DATABASE, USER, call_site, user_code
-from sqla_watch.facts import CallSite, Fact, Flush, FlushCause, SessionEvent, SessionUse
+from sqla_watch.facts import CallSite, Flush, FlushCause, SessionEvent, SessionUse, site_of
 from sqla_watch.ignores import active
-from sqla_watch.probes.checkout import Checkout, site_of
+from sqla_watch.probes.checkout import Checkout, tell
 from sqla_watch.probes.door import Door, Probe
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.scopes import Scope, close_scope, current_scope
+from sqla_watch.scopes import Scope
 
 __all__ = ["flushing", "session_door"]
 
@@ -173,7 +173,7 @@ class _SessionDoor(Probe):
         try:
             objects = len(session.identity_map)
             if objects >= MANY_OBJECTS:
-                tell(SessionUse(SessionEvent.HELD, call_site(sys._getframe()), active.get(), objects), session)
+                _tell(SessionUse(SessionEvent.HELD, call_site(sys._getframe()), active.get(), objects), session)
         except Exception:
             self.fault()
 
@@ -194,14 +194,18 @@ class _SessionDoor(Probe):
 session_door = _SessionDoor()
 
 
+def _look(door: Door, session: Any, frame: FrameType) -> None:
+    if door.open:
+        try:
+            _before_close(session, frame)
+        except Exception:
+            door.fault()
+
+
 def _close(door: Door, original: Any) -> Any:
     @functools.wraps(original)
     def close(self: Any, *arguments: Any, **options: Any) -> Any:
-        if door.open:
-            try:
-                _before_close(self, sys._getframe())
-            except Exception:
-                door.fault()
+        _look(door, self, sys._getframe())
         return original(self, *arguments, **options)
 
     return close
@@ -216,11 +220,8 @@ def _close_async(door: Door, original: Any) -> Any:
     # there neither the line nor an exception on its way can be seen.
     @functools.wraps(original)
     async def close(self: Any, *arguments: Any, **options: Any) -> Any:
-        if door.open and not _leaving.get():
-            try:
-                _before_close(self.sync_session, sys._getframe())
-            except Exception:
-                door.fault()
+        if not _leaving.get():
+            _look(door, self.sync_session, sys._getframe())
         return await original(self, *arguments, **options)
 
     return close
@@ -229,11 +230,7 @@ def _close_async(door: Door, original: Any) -> Any:
 def _leave_async(door: Door, original: Any) -> Any:
     @functools.wraps(original)
     async def __aexit__(self: Any, *arguments: Any, **options: Any) -> Any:
-        if door.open:
-            try:
-                _before_close(self.sync_session, sys._getframe())
-            except Exception:
-                door.fault()
+        _look(door, self.sync_session, sys._getframe())
         token = _leaving.set(True)
         try:
             return await original(self, *arguments, **options)
@@ -247,7 +244,7 @@ def _before_close(session: Any, frame: FrameType) -> None:
     """Look at what a session still holds before it lets go of it."""
     objects = len(session.identity_map)
     if objects >= MANY_OBJECTS:
-        tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
+        _tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
     transaction = session.get_transaction()
     if transaction is None and not (session._new or session._deleted or session.identity_map._modified):
         return
@@ -274,7 +271,7 @@ def _before_close(session: Any, frame: FrameType) -> None:
         written,
         None if opened is None or opened.last_write is None else site_of(opened.last_write),
     )
-    tell(use, session)
+    _tell(use, session)
 
 
 def _closed_by_user(frame: FrameType | None) -> bool:
@@ -301,15 +298,5 @@ def _checkout_of(session: Any) -> Checkout | None:
     return None
 
 
-def tell(fact: Fact, session: Any = None) -> None:
-    """Add a fact to the open scope; else to its connection's; else to one that is opened and closed for it."""
-    scope = current_scope()
-    if scope is None and session is not None:
-        checkout = _checkout_of(session)
-        scope = checkout.find_scope() if checkout is not None else None
-    if scope is not None:
-        scope.pending.append(fact)
-    elif registry.watches and registry.active_settings().implicit_scopes:
-        scope = Scope("session", "implicit", registry.active_settings())
-        scope.pending.append(fact)
-        close_scope(scope, quiet=True)
+def _tell(use: SessionUse, session: Any) -> None:
+    tell(use, _checkout_of(session), name="session")
