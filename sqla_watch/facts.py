@@ -109,6 +109,19 @@ class CallSite(NamedTuple):
     """Offset of the instruction, `frame.f_lasti`."""
 
 
+class Activity(NamedTuple):
+    """What a thread or task was doing at one moment, as places in code: no frame, no value of it."""
+
+    call_site: CallSite | None
+    """The innermost instruction of the user's code."""
+    callee: CodeType | None = None
+    """The code that it called; None for its own, or for a function that is not written in Python."""
+    module: str = ""
+    """Name of the callee's module."""
+    computing: bool = False
+    """Whether its thread had used the processor most of the time before."""
+
+
 class RowCounter:
     """Counts the rows that a cursor hands out one after the other: SQLite, server-side cursors.
 
@@ -379,25 +392,45 @@ class Transaction(NamedTuple):
     owner: int = 0
     """The task, or else thread, that had asked for the connection."""
     gap: int = 0
-    """Nanoseconds of the longest time between two of its statements, or between the last one and its end."""
+    """Nanoseconds of the longest time between two of its statements, or the last one and its end; since when."""
+    gap_started: int = 0
     gap_after: CallSite | None = None
     """Line of the statement before that gap, and of what ended it."""
     gap_before: CallSite | None = None
+    meanwhile: tuple[Activity, ...] = ()
+    """What its owner was seen doing in that gap, earliest first."""
+    savepoints: int = 0
+    """Savepoints that were set in it."""
+    two_phase: bool = False
+
+
+class HolderState(StrEnum):
+    """What a connection that is out was doing."""
+
+    WORKING = "working"
+    """In a statement, a COMMIT or a ROLLBACK."""
+    WAITING = "waiting for another connection"
+    IDLE_IN_TRANSACTION = "idle in transaction"
+    IDLE = "idle"
+    LEFT = "never returned"
+    """The functions that took it are not running any more."""
 
 
 class Holder(NamedTuple):
     """Who has a connection of a pool, at one moment."""
 
-    call_site: CallSite | None
-    """The line at which its thread or task was, else that of the last statement that it had sent."""
+    activity: Activity
+    """Where its thread or task was; of one that was left, the line that took it."""
+    state: HolderState
     since: int
     """When the connection was asked for."""
+    taken: CallSite | None
+    """The line that took it, and whether its function is over."""
+    taken_is_over: bool
     in_transaction: bool
     """Whether it had a transaction open with at least one statement in it."""
     scope: str
     """Name of the scope of that statement."""
-    working: bool = False
-    """Whether a statement was running."""
     transaction_started: int = 0
     """When the first statement of its transaction began, and the last one ended; 0 for none."""
     last_finished: int = 0
@@ -421,7 +454,41 @@ class Wait(NamedTuple):
     on_event_loop: bool = False
     """Whether a synchronous engine was asked in a thread where an event loop runs."""
     holders: tuple[Holder, ...] = ()
-    """Who had the connections when the wait began; where it was in vain, when it ended. Longest first."""
+    """Who had the connections when the wait had become long; where it was in vain, when it ended. Longest first."""
+    owner: int = 0
+    """Number of the task, or else thread, that waited; and whether it is a task."""
+    is_task: bool = False
+    inside: CallSite | None = None
+    """The line that had taken a connection of the same pool, which the same thread or task still had."""
+    shared: bool = False
+    """Whether others had connections of the pool as well."""
+
+
+class Held(NamedTuple):
+    """A connection's time out of the pool: to its return, or to the end of the unit of work that had taken it."""
+
+    checkout: int
+    started: int
+    """When it was got."""
+    finished: int
+    returned: bool
+    worked: int
+    """Nanoseconds in statements, COMMIT and ROLLBACK."""
+    in_transactions: int
+    """Nanoseconds in which a transaction was open."""
+    connecting: int
+    """Nanoseconds that it took to open the connection, 0 for one that was open; and to ping it."""
+    pinging: int
+    idle: int
+    """Nanoseconds of the longest time outside of a transaction without a statement, and what was done meanwhile."""
+    meanwhile: tuple[Activity, ...]
+    call_site: CallSite | None
+    """The line that took it."""
+    waits: int
+    """Requests for a connection that had to wait meanwhile."""
+    kept: bool
+    """It is kept for what a session of PostgreSQL has: LISTEN, an advisory lock, a temporary table."""
+    ignores: tuple[Ignore, ...]
 
 
 class FlushCause(StrEnum):
@@ -534,6 +601,9 @@ class EngineConfiguration(NamedTuple):
     call_site: CallSite | None
     """The line that installed the watch or made the engine."""
     ignores: tuple[Ignore, ...]
+    workers: int = 0
+    """Processes with such a pool each, and the connections that the server has for them all; 0 for not asked."""
+    max_connections: int = 0
 
 
-Fact: TypeAlias = Statement | Transaction | Wait | Flush | SessionUse | MissingLoad | EngineConfiguration
+Fact: TypeAlias = Statement | Transaction | Wait | Held | Flush | SessionUse | MissingLoad | EngineConfiguration

@@ -28,6 +28,7 @@ from sqla_watch.probes.greenlets import watch_missing_greenlets
 from sqla_watch.probes.pool import unwatch_pool, watch_pool
 from sqla_watch.probes.rows import following
 from sqla_watch.probes.session import session_door
+from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import Scope
 from sqla_watch.settings import Settings
 from sqla_watch.snapshot import Snapshot, take_snapshot
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "install", "uninstall"]
 
 _lock = threading.RLock()
+_NEVER_SECONDS = 1e9
 
 
 class _Probed:
@@ -104,6 +106,7 @@ class Watch:
             _configure()
             if not registry.watches:
                 _everywhere.close()
+                watchdog.stop()
                 registry.news.clear()
                 internals.forget()
                 uncached.forget()
@@ -272,9 +275,27 @@ def _configure() -> None:
         library=dict.fromkeys(name for each in settings for name in each.library_code),
     )
     active = {rule for each in settings for rule in each.active}
+    _configure_watchdog(settings)
     tracking.configure(
         relationships="unused-eager-load" in active, columns=not active.isdisjoint(("wide-rows", "unused-eager-load"))
     )
+
+
+def _configure_watchdog(settings: list[Settings]) -> None:
+    """Have the watchdog look as often, and as early, as the most attentive of the settings asks for."""
+    intervals = [each.watchdog_seconds for each in settings if each.watchdog_seconds]
+
+    def least(*rules: str) -> float:
+        return min(
+            (each.rule(rule)["min_seconds"] for each in settings for rule in rules if rule in each.active),
+            default=float("inf"),
+        )
+
+    idle, wait = least("idle-in-transaction", "connection-held"), least("pool-wait", "pool-fanout")
+    if not intervals or idle == wait == float("inf"):
+        watchdog.interval = 0
+    else:
+        watchdog.configure(min(intervals), min(idle, _NEVER_SECONDS), min(wait, _NEVER_SECONDS))
 
 
 def _release(engine: Engine, watch: Watch) -> None:

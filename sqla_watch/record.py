@@ -23,6 +23,7 @@ from sqla_watch.facts import (
     Fact,
     Flush,
     FlushGroup,
+    Held,
     Load,
     LoadKind,
     MissingLoad,
@@ -56,7 +57,9 @@ HELPER_STATEMENTS = 1
 IDLE_UNIT = 5
 """Times as long between the transactions as in them, from which on each row waits for work of another kind."""
 MOST_KEPT = 200
-"""Longest transactions and waits that are kept."""
+"""Longest transactions, waits and idle connections that are kept."""
+WORTH_KEEPING = 10_000_000
+"""Nanoseconds without a statement from which on a connection's time out of the pool is kept for the rules."""
 POLL_NANOSECONDS = 1_000_000_000
 """The same question after this long is polling for a new answer."""
 
@@ -69,6 +72,8 @@ _TOTALS = (
     "commits",
     "rollbacks",
     "wait",
+    "held",
+    "connecting",
     "checkouts",
     "dropped",
 )
@@ -160,10 +165,13 @@ class Record:
         parent: Record | None = None,
         *,
         one_unit: bool = True,
+        in_unit: bool = False,
         reads: Collection[tuple[str, int | None]] | None = None,
     ) -> None:
         self.one_unit = one_unit
         """Whether all in it belongs together, so that a helper called for each of many things is a loop."""
+        self.in_unit = in_unit
+        """Whether it is a unit of work, or of a part of one: a request, a task, a job, of which many run at once."""
         self.statements = 0
         self.rows = 0
         self.errors = 0
@@ -172,10 +180,14 @@ class Record:
         self.commits = 0
         self.rollbacks = 0
         self.wait = 0
+        self.held = 0
+        self.connecting = 0
         self.checkouts = 0
         self.dropped = 0
         self.transactions: _Longest[Transaction] = _Longest()
         self.waits: _Longest[Wait] = _Longest()
+        self.nested: _Longest[Wait] = _Longest()
+        self.holdings: _Longest[Held] = _Longest()
         self.repeats: list[Repeat] = []
         self.sessions: list[SessionUse] = []
         self.missing_loads: list[MissingLoad] = []
@@ -206,6 +218,8 @@ class Record:
             ("groups", self._groups),
             ("transactions", self.transactions),
             ("waits", self.waits),
+            ("nested", self.nested),
+            ("holdings", self.holdings),
             ("repeats", self.repeats),
             ("flushes", self._flushes),
             ("sessions", self.sessions),
@@ -469,6 +483,14 @@ class Record:
             if fact.nanoseconds:
                 self.wait += fact.nanoseconds
                 self.waits.add(fact.nanoseconds, fact)
+            if fact.inside is not None:
+                self.nested.add(fact.nanoseconds, fact)
+        elif isinstance(fact, Held):
+            if fact.returned:  # one that was not may yet be
+                self.held += fact.finished - fact.started
+                self.connecting += fact.connecting + fact.pinging
+            if fact.idle > WORTH_KEEPING or not fact.returned:
+                self.holdings.add(fact.idle, fact)
 
     def _new_group(
         self,
@@ -598,6 +620,8 @@ class Record:
             kept.clear()
         self.transactions = _Longest()
         self.waits = _Longest()
+        self.nested = _Longest()
+        self.holdings = _Longest()
 
     def find_load(self, runid: int) -> LoadEntry | None:
         """Return the ORM load with SQLAlchemy's number `runid`: the last one of ours that is not later."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
-from types import TracebackType
-from typing import Any, TypeVar, overload
+from types import CodeType, TracebackType
+from typing import Any, Protocol, TypeVar, overload
 
 from sqla_watch import registry
 from sqla_watch.facts import Fact
@@ -44,6 +45,13 @@ current: ContextVar[Scope | None] = ContextVar("sqla_watch_scope", default=None)
 """The innermost scope; read for each statement (10 ns)."""
 
 
+class Outliving(Protocol):
+    """What is to know of the end of the unit of work that it began in."""
+
+    def outlived(self, unit: Scope) -> None:
+        """The unit is over."""
+
+
 class Scope:
     """One request, task, test or script, with what was seen in it. Made by `sqla_watch.scope`.
 
@@ -51,8 +59,8 @@ class Scope:
     """
 
     __slots__ = (
-        "_findings", "_lock", "_raised", "_record", "_token", "closed", "finished", "kind", "name", "parent", "pending",
-        "reads", "settings", "started", "started_at", "watched_raises",
+        "_findings", "_lock", "_raised", "_record", "_token", "checkouts", "closed", "finished", "kind", "name",
+        "opened_by", "parent", "pending", "reads", "settings", "started", "started_at", "watched_raises",
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, settings: Settings, parent: Scope | None = None) -> None:
@@ -65,6 +73,10 @@ class Scope:
         """Facts not yet added up; probes append to it."""
         self.reads: set[tuple[str, int | None]] = set()
         """Attributes that were read, by the number of the statement that loaded their object; where that is tracked."""
+        self.opened_by: CodeType | None = None
+        """Of a unit of work, the function around it."""
+        self.checkouts: set[Outliving] = set()
+        """Of a unit of work, the connections that were taken in it and are still out."""
         self.closed = False
         self.watched_raises = settings.raises
         """Rules that raise: then each statement is judged at once."""
@@ -133,6 +145,16 @@ class Scope:
         return self.record.wait / 1e9
 
     @property
+    def held_seconds(self) -> float:
+        """Seconds for which connections were out of the pool, counted when they are returned."""
+        return self.record.held / 1e9
+
+    @property
+    def connect_seconds(self) -> float:
+        """Seconds spent on opening connections and pinging them before their use."""
+        return self.record.connecting / 1e9
+
+    @property
     def connections(self) -> int:
         """Connections checked out."""
         return self.record.checkouts
@@ -155,7 +177,9 @@ class Scope:
                 # A program or a test is not one unit of work: it does the same for many things by its nature.
                 above = self.parent.record if self.parent is not None else None
                 reads = None if self.kind == "implicit" else self.reads
-                self._record = Record(above, one_unit=self.kind not in ("run", "test"), reads=reads)
+                self._record = Record(
+                    above, one_unit=self.kind not in ("run", "test"), in_unit=self.unit is not None, reads=reads
+                )
                 self._record.take(registry.take_news())
             pending = self.pending
             number = len(pending)
@@ -187,6 +211,9 @@ class Scope:
         self.finished = time.perf_counter_ns()
         record = self.record
         found = judge(record, self.settings)
+        for checkout in tuple(self.checkouts):
+            checkout.outlived(self)
+        self.checkouts.clear()
         with self._lock:
             self.closed = True
             self._findings = worst_first([*self._findings, *found]) if self._findings else found
@@ -218,6 +245,8 @@ class Scope:
             "database_seconds": round(self.database_seconds, 6),
             "commit_seconds": round(self.commit_seconds, 6),
             "wait_seconds": round(self.wait_seconds, 6),
+            "held_seconds": round(self.held_seconds, 6),
+            "connect_seconds": round(self.connect_seconds, 6),
             "connections": record.checkouts,
             "transactions": self.transactions,
             "dropped": record.dropped,
@@ -324,6 +353,8 @@ def open_scope(name: str, kind: str, settings: Settings | None = None) -> Scope:
     if settings is None:
         settings = parent.settings if parent is not None else registry.active_settings()
     opened = Scope(name, kind, settings, parent)
+    if kind in UNITS:
+        opened.opened_by = sys._getframe(2).f_code
     opened._token = current.set(opened)
     return opened
 

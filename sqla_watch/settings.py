@@ -80,6 +80,7 @@ class Settings:
         user_code: Path prefixes or package names that are the user's own code although they lie among libraries.
         library_code: Path prefixes or package names that are not the user's own code although they lie elsewhere.
         implicit_scopes: Whether a connection's checkout outside of any scope makes one of its own.
+        watchdog_seconds: Seconds between two looks of the watchdog's thread at connections that are out; 0 for none.
 
     Raises:
         SettingsError: A rule, key or value is not known or of the wrong type.
@@ -94,6 +95,7 @@ class Settings:
     user_code: tuple[str, ...] = ()
     library_code: tuple[str, ...] = ()
     implicit_scopes: bool = True
+    watchdog_seconds: float = 0.05
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
@@ -108,6 +110,7 @@ class Settings:
             object.__setattr__(self, name, _names(source, name, getattr(self, name)))
         if not isinstance(self.implicit_scopes, bool):
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
+        object.__setattr__(self, "watchdog_seconds", _watchdog_seconds(source, self.watchdog_seconds))
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
         rules = _resolve(source, Profile(profile), self.rules)
@@ -177,6 +180,8 @@ def _with(settings: Settings, source: _Source) -> Settings:
             if not isinstance(value, bool):
                 raise _wrong_type(source.name, key, value, "true or false")
             changes[key] = value
+        elif key == "watchdog_seconds":
+            changes[key] = _watchdog_seconds(source.name, value)
         elif key == "profile":
             changes[key] = check_choice(source.name, key, value, [str(each) for each in Profile])
         else:
@@ -264,6 +269,14 @@ def _wrong_type(source: str, key: str, value: object, wanted: str) -> SettingsEr
     return SettingsError(f"{source}: {key} is {value!r} ({type(value).__name__}), but must be {wanted}")
 
 
+def _watchdog_seconds(source: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(source, "watchdog_seconds", value, "a number")
+    if value != 0 and not 0.005 <= value <= 10:
+        raise SettingsError(f"{source}: watchdog_seconds is {value!r}, but must be 0, or from 0.005 to 10 seconds")
+    return float(value)
+
+
 def _names(source: str, key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise _wrong_type(source, key, value, "a list of path prefixes or package names")
@@ -305,7 +318,7 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
     from sqla_watch.detectors import RULES
 
     plain = {"PROFILE": "profile", "USER_CODE": "user_code", "LIBRARY_CODE": "library_code"}
-    names = {**plain, "IMPLICIT_SCOPES": "implicit_scopes"}
+    names = {**plain, "IMPLICIT_SCOPES": "implicit_scopes", "WATCHDOG_SECONDS": "watchdog_seconds"}
     for rule, detector in RULES.items():
         stem = rule.upper().replace("-", "_")
         names[stem] = f"{rule}/action"
@@ -334,6 +347,8 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
             if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
                 raise _wrong_type(source, setting, text, "true or false")
             values[setting] = text.lower() in ("true", "1", "yes", "on")
+        elif setting == "watchdog_seconds":
+            values[setting] = _watchdog_seconds(source, _number(source, setting, text))
         elif setting == "profile":
             values[setting] = check_choice(source, setting, text, [str(each) for each in Profile])
         else:

@@ -17,8 +17,9 @@ from typing import Any, TextIO
 from sqlalchemy.engine import Engine
 
 from sqla_watch import registry
+from sqla_watch.activities import doing_of_holder
 from sqla_watch.callsite import location_of
-from sqla_watch.facts import Holder
+from sqla_watch.facts import Holder, HolderState
 from sqla_watch.findings import Location
 from sqla_watch.probes.pool import holders_of, waits_of
 
@@ -32,7 +33,7 @@ class OpenConnection:
     engine: str
     """Dialect, driver and database: `postgresql+psycopg shop`."""
     state: str
-    """`working` in a statement, `idle in transaction`, or `idle`."""
+    """`working`, `idle in transaction`, `idle`, `waiting for another connection`, or `never returned`."""
     held_seconds: float
     transaction_seconds: float
     """Since its transaction's first statement; 0 for none."""
@@ -41,12 +42,17 @@ class OpenConnection:
     statements: int
     """Statements of its transaction so far."""
     location: Location | None
-    """The line at which its thread or task is."""
+    """The line at which its thread or task is; of one that was never returned, the line that took it."""
+    doing: str
+    """What that line does: `in requests.post`, `computing`; empty for nothing, and while the database works."""
+    taken: Location | None
+    """The line that took it."""
     scope: str
     """Name of the scope, empty for none."""
 
     def __str__(self) -> str:
         place = "no line of yours" if self.location is None else f"{self.location} in {self.location.function}"
+        place += f", {self.doing}" if self.doing else ""
         scope = f" ({self.scope})" if self.scope else ""
         plural = "" if self.statements == 1 else "s"
         idle = f" for {self.idle_seconds:.1f} s" if self.idle_seconds else ""
@@ -124,16 +130,17 @@ def take_snapshot(engines: Iterable[Engine]) -> Snapshot:
 
 
 def _connection(engine: str, holder: Holder, now: int) -> OpenConnection:
-    state = "working" if holder.working else "idle in transaction" if holder.in_transaction else "idle"
-    idle = 0 if holder.working or not holder.last_finished else now - holder.last_finished
+    working = holder.state is HolderState.WORKING
     return OpenConnection(
         engine=engine,
-        state=state,
+        state=str(holder.state),
         held_seconds=max(0, now - holder.since) / 1e9,
         transaction_seconds=max(0, now - holder.transaction_started) / 1e9 if holder.in_transaction else 0.0,
-        idle_seconds=max(0, idle) / 1e9,
+        idle_seconds=0.0 if working or not holder.statements else max(0, now - holder.last_finished) / 1e9,
         statements=holder.statements,
-        location=location_of(holder.call_site),
+        location=location_of(holder.activity.call_site),
+        doing=doing_of_holder(holder),
+        taken=location_of(holder.taken),
         scope=holder.scope,
     )
 

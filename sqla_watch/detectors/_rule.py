@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from sqla_watch.facts import (
     CallSite,
     EngineConfiguration,
     FlushGroup,
+    Held,
     LoadKind,
     MissingLoad,
     Repeat,
@@ -21,7 +23,7 @@ from sqla_watch.facts import (
     Transaction,
     Wait,
 )
-from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
+from sqla_watch.findings import Finding, Location, RelatedLocation, Severity, SqlaWatchWarning
 from sqla_watch.ignores import Ignore, is_ignored
 from sqla_watch.settings import Action, Number, Profile, RuleSettings, Settings, SettingsError
 
@@ -35,6 +37,7 @@ __all__ = [
     "is_query",
     "judge",
     "seconds",
+    "short",
     "where",
     "worst_first",
 ]
@@ -60,6 +63,10 @@ class Facts(Protocol):
     @property
     def waits(self) -> Iterable[Wait]: ...
     @property
+    def nested(self) -> Iterable[Wait]: ...
+    @property
+    def holdings(self) -> Iterable[Held]: ...
+    @property
     def flushes(self) -> list[FlushGroup]: ...
     @property
     def sessions(self) -> list[SessionUse]: ...
@@ -70,6 +77,8 @@ class Facts(Protocol):
 
     @property
     def follows_attributes(self) -> bool: ...
+    @property
+    def in_unit(self) -> bool: ...
 
     def root_site(self, group: StatementGroup) -> CallSite | None: ...
 
@@ -190,6 +199,11 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 def seconds(nanoseconds: int) -> float:
     """Return nanoseconds as seconds, rounded to the microsecond."""
     return round(nanoseconds / 1e9, 6)
+
+
+def short(location: Location | None) -> str:
+    """Return file and line without the folders, for a message: `orders.py:31`."""
+    return "?" if location is None else f"{os.path.basename(location.file)}:{location.line}"
 
 
 def about(

@@ -26,18 +26,17 @@ class LongTransaction(Rule):
     ## Example
     ```python
     with Session(engine) as session:
-        order = session.get(Order, 1)
-        time.sleep(1.2)
-        order.paid = True
+        for number in range(1, 7):
+            session.execute(text("SELECT pg_sleep(0.2)"))  # a report for each of six customers
         session.commit()
     ```
 
     ## Use instead
     ```python
-    time.sleep(1.2)
-    with Session(engine) as session:
-        session.get(Order, 1).paid = True
-        session.commit()
+    for number in range(1, 7):
+        with Session(engine) as session:
+            session.execute(text("SELECT pg_sleep(0.2)"))
+            session.commit()
     ```
 
     ## Thresholds
@@ -49,7 +48,8 @@ class LongTransaction(Rule):
 
     ## Limits
     In autocommit there is no transaction. One that is long only because one statement is slow is left to
-    `slow-query`. A transaction is counted where it ends.
+    `slow-query`; one that sat idle most of the time because of something else, to `idle-in-transaction`. A
+    transaction is counted where it ends.
     """
 
     id = "long-transaction"
@@ -57,7 +57,7 @@ class LongTransaction(Rule):
     warning = LongTransactionWarning
     reads = "transactions"
     thresholds: ClassVar = {"min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")}
-    after = ("slow-query",)
+    after = ("slow-query", "idle-in-transaction")
 
     _ONE_STATEMENT = 0.8  # share of the time from which on one slow statement explains the whole
 
@@ -68,6 +68,8 @@ class LongTransaction(Rule):
         for transaction in facts.transactions:
             length = transaction.finished - transaction.started
             if length < context["min_seconds"] * 1e9 or transaction.slowest > length * self._ONE_STATEMENT:
+                continue
+            if transaction in context.claimed:
                 continue
             key: tuple[object, ...] = (transaction.first, transaction.last, transaction.ignores)
             counts[key] = counts.get(key, 0) + 1

@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from sqla_watch.detectors._pool import culprits, evidence_of, limit_of
 from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
-from sqla_watch.facts import Holder, Wait
-from sqla_watch.findings import Finding, RelatedLocation, Severity, SqlaWatchWarning
+from sqla_watch.facts import Wait
+from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
 
 
 class PoolWaitWarning(SqlaWatchWarning):
@@ -16,9 +17,9 @@ class PoolWait(Rule):
     """Time spent waiting for a connection because the pool had none left.
 
     ## What it sees
-    The time from asking the pool for a connection to getting one, without the time to open a new one; also the
-    wait which ends in `QueuePool limit … reached`. Who had the connections is named by the line at which its thread
-    or task was when the wait began; after a time-out the exception has a note that says the same.
+    The time from asking the pool for a connection to getting one, without the time to open a new one. Who had the
+    connections when the wait had become that long is named by the line at which its thread or task was, with what
+    that was doing.
 
     ## Why it costs
     Nothing happens while waiting, and whoever waits usually holds something else. A pool that is too small, or
@@ -58,13 +59,14 @@ class PoolWait(Rule):
     guide = (17,)
     warning = PoolWaitWarning
     reads = "waits"
+    after = ("nested-checkout", "pool-timeout", "pool-fanout")
     thresholds: ClassVar = {"min_seconds": Threshold(0.1, 0.1, 0.1, "seconds of one wait")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each line that waited."""
         by_site: dict[object, list[Wait]] = {}
         for wait in facts.waits:
-            if wait.nanoseconds >= context["min_seconds"] * 1e9:
+            if wait.nanoseconds >= context["min_seconds"] * 1e9 and wait not in context.claimed:
                 by_site.setdefault((wait.call_site, wait.ignores), []).append(wait)
         for waits in by_site.values():
             yield Found(self._finding(waits), waits, waits[0].ignores)
@@ -72,39 +74,26 @@ class PoolWait(Rule):
     @staticmethod
     def _finding(waits: list[Wait]) -> Finding:
         longest = max(waits, key=lambda wait: wait.nanoseconds)
-        timed_out = sum(wait.timed_out for wait in waits)
         location = where(longest.call_site)
-        held = [
-            RelatedLocation(f"held for {(longest.started - holder.since) / 1e9:.1f} s by then{_state(holder)}", place)
-            for holder in longest.holders
-            if (place := where(holder.call_site)) is not None
-        ]
-        limit = longest.pool_size + max(longest.max_overflow, 0)
-        end = " and got none" if longest.timed_out else ""
+        related, who = culprits(longest)
         return Finding(
             rule=PoolWait.id,
             target=location.function if location else "checkout",
             severity=Severity.HIGH,
             message=(
-                f"waited {longest.nanoseconds / 1e9:.1f} s for a connection{end}: all {limit} of the pool were taken"
+                f"waited {longest.nanoseconds / 1e9:.1f} s for a connection: all {limit_of(longest)} of the pool "
+                f"were taken{who}"
             ),
             location=location,
             evidence={
                 "wait_seconds": seconds(longest.nanoseconds),
                 "total_wait_seconds": seconds(sum(wait.nanoseconds for wait in waits)),
                 "waits": len(waits),
-                "timed_out": timed_out,
-                "pool_size": longest.pool_size,
-                "max_overflow": longest.max_overflow,
-                "holders_in_transaction": sum(holder.in_transaction for holder in longest.holders),
+                **evidence_of(longest),
             },
             suggestion=(
                 "Return connections sooner (end transactions before slow work), or let no more tasks ask at once than "
                 f"the pool has: pool_size={longest.pool_size}, max_overflow={longest.max_overflow}."
             ),
-            related=tuple({each.location: each for each in reversed(held)}.values())[::-1][:3],
+            related=related,
         )
-
-
-def _state(holder: Holder) -> str:
-    return ", in a transaction" if holder.in_transaction else ""

@@ -1,4 +1,4 @@
-"""What is known of a connection while it is checked out: its transaction, and its implicit scope.
+"""What is known of a connection while it is checked out: who has it, its transaction, and its implicit scope.
 
 Kept on the pool's connection record from checkout to return, so that it goes with the connection through threads,
 tasks and greenlets.
@@ -8,150 +8,152 @@ from __future__ import annotations
 
 import os
 import sys
-from asyncio import Task, _get_running_loop, current_task
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import count
-from threading import get_ident, get_native_id
 from time import perf_counter_ns as clock
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
-from weakref import ref
 
 from sqla_watch import registry
-from sqla_watch.callsite import USER, call_site, location_of, user_code
+from sqla_watch.activities import activity_of
+from sqla_watch.callsite import location_of
 from sqla_watch.facts import (
-    ERROR,
-    FINISHED,
     STARTED,
     TRANSACTION,
+    Activity,
     CallSite,
     Fact,
+    Held,
     Holder,
+    HolderState,
     SessionEvent,
     SessionUse,
     Statement,
-    Transaction,
     Wait,
     site_of,
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
+from sqla_watch.probes.transaction import OpenTransaction
+from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current, current_scope
 
-_WORKING = ("do_execute", "greenlet_spawn")
-"""Functions in which a thread, or a coroutine, waits for the database."""
-_DEEPEST = 200
-SHORTEST_GAP = 10_000_000
-"""Nanoseconds before the end of a transaction from which on it is worth the line of its end."""
-_NEVER = 2**63
-"""A moment which is later than any: nothing can have taken long since."""
+_AT_WORK = frozenset({"do_execute", "timed", "fetchmany", "fetchall"})
+"""Our functions around what the database does."""
+_PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+GRACE = 1_000_000_000
+"""Nanoseconds after the end of its unit of work from which on a connection that is still out was left."""
+_MOST_SPANS = 8
+"""Times without a statement whose activities a checkout keeps."""
 
 next_checkout: Callable[[], int] = count(1).__next__
-next_transaction: Callable[[], int] = count(1).__next__
 
-
-class OpenTransaction:
-    """A transaction that has begun. Statements append their facts (hot path); some hundred are added up at once."""
-
-    __slots__ = (
-        "database", "facts", "first", "gap", "gap_ends", "last", "last_write", "savepoints", "scope", "serial",
-        "slowest", "statements", "temporary", "touched", "writes", "wrote",
-    )  # fmt: skip
-
-    def __init__(self, serial: int) -> None:
-        self.serial = serial
-        self.facts: list[Statement] = []
-        """Not yet added up."""
-        self.statements = 0
-        self.database = 0
-        self.slowest = 0
-        self.touched = _NEVER
-        """When its last statement had finished."""
-        self.gap = 0
-        """Nanoseconds of the longest time between two of its statements so far, and those statements."""
-        self.gap_ends: tuple[Statement | None, Statement] | None = None
-        self.wrote = False
-        """Whether it sent anything that may have written."""
-        self.writes = 0
-        """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
-        self.temporary = False
-        """Whether it made a temporary table, to which its writes may go."""
-        self.last_write: Statement | None = None
-        self.savepoints: list[int] = []
-        """Numbers of the savepoints that are open, the innermost last."""
-        self.scope: Scope | None = None
-        """Where its last statement was recorded."""
-        self.first: Statement | None = None
-        self.last: Statement | None = None
-
-    def add_up(self) -> None:
-        """Add up the facts that have come since the last time."""
-        touched, gap = self.touched, self.gap
-        for fact in self.facts:
-            fingerprint, started, finished = fact[0], fact[STARTED], fact[FINISHED]
-            elapsed = finished - started
-            self.database += elapsed
-            if fingerprint.housekeeping:
-                continue
-            if started - touched > gap:
-                gap = started - touched
-                self.gap_ends = self.last, fact
-            touched = finished
-            self.statements += 1
-            if elapsed > self.slowest:
-                self.slowest = elapsed
-            if fingerprint.may_write:
-                self.wrote = True
-                if fingerprint.writes and not fact[ERROR]:
-                    self.writes += 1
-                    self.last_write = fact
-                elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
-                    self.temporary = True
-            if self.first is None:
-                self.first = fact
-            self.last = fact
-        self.touched, self.gap = touched, gap
-        self.facts.clear()
+holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=None)
+"""The checkout that this thread or task, or the one that started it, has made last; it may be over."""
 
 
 class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "depth",
-        "failed",
-        "implicit",
-        "owner",
-        "requested",
-        "scope",
-        "serial",
-        "task",
-        "thread",
-        "transaction",
-        "wait",
-    )
+        "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
+        "in_transactions", "kept", "looked", "open", "outer", "outlived_at", "outlived_scope", "owner",
+        "pinging", "pool", "processor_time", "quiet_since", "requested", "scope", "serial", "taken", "taken_at",
+        "taken_in", "transaction", "unit", "wait", "waits_before", "worked",
+    )  # fmt: skip
 
-    def __init__(self, requested: int, implicit: bool) -> None:
+    def __init__(
+        self,
+        requested: int,
+        implicit: bool,
+        pool: Any = None,
+        frame: FrameType | None = None,
+        unit: Scope | None = None,
+    ) -> None:
         self.serial = next_checkout()
+        self.pool = pool
+        """A weak reference to the pool."""
         self.requested = requested
+        self.taken = self.quiet_since = clock()
+        """When the connection was got; and since when no transaction has been open."""
+        self.taken_at: CallSite | None = None
+        """The line that asked for it."""
+        self.codes: tuple[CodeType, ...] = ()
+        """The functions of that line and of those that had called it: while one runs, it may be in use."""
+        if frame is not None:
+            self.taken_at = CallSite(frame.f_code, frame.f_lasti)
+            self.codes = user_codes(frame, None if unit is None else unit.opened_by)
         self.depth = 1
-        self.owner, self.thread, self.task = _owner()
-        """Number of the task, or else thread, that asked for the connection; the thread's identifier, or the task."""
+        self.open = True
+        self.owner = Owner()
+        self.outer: Checkout | None = None
+        """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
         self.failed = False
         """Whether an exception was on its way when the connection was returned."""
         self.scope: Scope | None = None
+        self.taken_in: Scope | None = None
+        """The explicit scope in which it was taken."""
+        self.unit = unit
+        """The unit of work in which it was taken."""
+        self.looked = self.processor_time = 0
+        """When the watchdog has looked, and the processor time of the owner's thread by then."""
+        self.outlived_at = 0
+        self.outlived_scope: Scope | None = None
+        """The unit of work that has ended without returning it, and when, until that is told."""
         self.transaction: OpenTransaction | None = None
+        self.ending: OpenTransaction | None = None
+        """The transaction whose COMMIT or ROLLBACK is running."""
         self.wait: Wait | None = None
         """The wait before it, until a scope has it."""
+        self.waits_before = 0
+        """Requests that had had to wait for a connection of its pool, before it was taken."""
+        self.worked = self.in_transactions = self.connecting = self.pinging = 0
+        self.idle = self.idle_started = 0
+        """The longest time outside of a transaction without a statement, and when it began."""
+        self.kept = False
+        self.activities: dict[int, list[Activity]] = {}
+        """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
-    def holder(self, frames: dict[int, FrameType]) -> Holder:
-        """Return who has the connection. Any thread may ask; nothing of the owner's is touched.
+    def look(self, now: int, frames: Frames) -> int:
+        """See what the owner does, if it has sent no statement for long. Called by the watchdog's thread.
 
-        `frames` are those of `sys._current_frames`: they tell where a thread is, also in its first statement.
+        Returns:
+            When to look again; 0 for never.
         """
+        if not self.open:
+            return 0
+        since = self.idle_since()
+        looked, used = self.looked, self.processor_time
+        self.looked, self.processor_time = now, self.owner.processor_time()
+        if now < since + watchdog.idle:
+            return since + watchdog.idle
+        stack = self.owner.stack(frames)
+        left = not is_running(self.codes, stack)
+        if left and self.outlived_scope is not None and now > self.outlived_at + GRACE:
+            self._tell_left(now)
+        if self._is_working(stack):
+            return now + watchdog.idle
+        computing = bool(used) and (self.processor_time - used) * 2 > now - looked
+        activities = self.activities.get(since)
+        if activities is None:
+            if len(self.activities) >= _MOST_SPANS:
+                del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
+            activities = self.activities[since] = []
+        activities.append(Activity(None) if left else activity_of(stack, computing=computing))
+        return now + (now - since) // 2
+
+    def idle_since(self) -> int:
+        """Return when its last statement, or COMMIT, had finished; when it was taken, before the first."""
         transaction = self.transaction
+        return self.quiet_since if transaction is None else transaction.idle_since() or self.quiet_since
+
+    def holder(self, frames: Frames) -> Holder:
+        """Return who has the connection. Any thread may ask; nothing of the owner's is touched."""
+        transaction = self.transaction or self.ending
         last = begun = None
         statements = 0
         if transaction is not None:
@@ -159,45 +161,43 @@ class Checkout:
             last = facts[-1] if facts else transaction.last
             begun = transaction.first or (facts[0] if facts else None)
             statements = transaction.statements + len(facts)
+        in_transaction = last is not None and last[TRANSACTION] > 0
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
-        stack = self._stack(frames)
-        site = None if last is None else site_of(last)
-        for frame in stack:  # the frames of a coroutine that waits are not linked
-            if user_code.kind(frame.f_code.co_filename) == USER:
-                site = CallSite(frame.f_code, frame.f_lasti)
-                break
+        stack = self.owner.stack(frames)
+        activity = activity_of(stack)
+        if self._is_working(stack):
+            state = HolderState.WORKING
+        elif any(frame.f_code.co_name == "_do_get" for frame in inner_frames(stack)):
+            state = HolderState.WAITING
+        elif not is_running(self.codes, stack):
+            state, activity = HolderState.LEFT, Activity(self.taken_at)
+        else:
+            state = HolderState.IDLE_IN_TRANSACTION if in_transaction else HolderState.IDLE
+        if activity.call_site is None:
+            activity = Activity(self.taken_at if last is None else site_of(last))
         return Holder(
-            site,
+            activity,
+            state,
             self.requested,
-            last is not None and last[TRANSACTION] > 0,
+            self.taken_at,
+            self.taken_at is not None and not is_running((self.taken_at.code,), stack),
+            in_transaction,
             "" if scope is None or scope.kind == "implicit" else scope.name,
-            any(frame.f_code.co_name in _WORKING and self._is_in(frame) for frame in stack),
             0 if begun is None else begun[STARTED],
-            0 if last is None else last[FINISHED],
+            self.idle_since(),
             statements,
         )
 
-    def _stack(self, frames: dict[int, FrameType]) -> list[FrameType]:
-        """Return the frames of the owner, the innermost first: of its thread, or of the coroutines of its task."""
-        found: list[FrameType] = []
-        if self.thread:
-            frame = frames.get(self.thread)
-            while frame is not None and len(found) < _DEEPEST:
-                found.append(frame)
-                frame = frame.f_back
-            return found
-        task = None if self.task is None else self.task()
-        awaited: Any = None if task is None or task.done() else task.get_coro()
-        while awaited is not None and len(found) < _DEEPEST:
-            frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-            if frame is not None:
-                found.insert(0, frame)
-            awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-        return found
-
-    def _is_in(self, frame: FrameType) -> bool:
-        """Whether a frame is a statement's of this checkout: what a coroutine awaits there is the database."""
-        return not self.thread or frame.f_locals.get("checkout") is self
+    def _is_working(self, stack: list[FrameType]) -> bool:
+        """Whether the database is at work for this checkout, by what the user's innermost line has called."""
+        for frame in inner_frames(stack):
+            code = frame.f_code
+            if code.co_name == "greenlet_spawn":  # the greenlet's own frames are not linked
+                return True
+            if code.co_name in _AT_WORK and code.co_filename.startswith(_PROBES):
+                mine = frame.f_locals.get("checkout")
+                return mine is None or mine is self
+        return False
 
     def find_scope(self) -> Scope | None:
         """Return the scope that is open here; else this checkout's own, if it may have one."""
@@ -230,69 +230,78 @@ class Checkout:
                 SessionUse(SessionEvent.OUTLIVED, site_of(fact), active_ignores.get(), other=site, where=ended.name)
             )
 
-    def savepoint(self, operation: str) -> None:
-        """A savepoint was set, released or rolled back to."""
-        transaction = self.transaction
-        if transaction is None:
-            return
-        transaction.add_up()
-        if operation == "SAVEPOINT":
-            transaction.savepoints.append(next_transaction())
-        elif transaction.savepoints:
-            transaction.savepoints.pop()
-        if operation == "ROLLBACK":
-            transaction.writes = 0
-
     def end_transaction(self, transaction: OpenTransaction | None, outcome: str, started: int, error: str = "") -> None:
         """Write the fact of a transaction whose COMMIT or ROLLBACK began at `started` and has just ended."""
         if transaction is None:
             return
-        transaction.add_up()
-        if transaction.first is None or transaction.last is None:
+        fact = transaction.ended(outcome, started, self.serial, self.owner.number, error)
+        if fact is None:
             return
-        finished = clock()
+        self.worked += fact.database + fact.ending
+        self.kept = self.kept or transaction.kept or transaction.temporary
+        self._quiet_until(fact.started)
+        self.quiet_since = fact.finished
+        if fact.serial > 0:
+            self.in_transactions += fact.finished - fact.started
+            if fact.gap_started in self.activities:
+                fact = fact._replace(meanwhile=tuple(self.activities[fact.gap_started]))
+        elif fact.gap > self.idle:  # in autocommit nothing is open between two statements
+            self.idle, self.idle_started = fact.gap, fact.gap_started
         scope = self.find_scope()
         if scope is None:
             return
         pending = scope.pending
-        gap, (before, after) = transaction.gap, _lines(transaction.gap_ends)
-        if started - transaction.touched > max(gap, SHORTEST_GAP):
-            gap, before, after = started - transaction.touched, site_of(transaction.last), call_site(sys._getframe())
-        pending.append(
-            Transaction(
-                transaction.serial,
-                self.serial,
-                transaction.wrote,
-                transaction.first[STARTED],
-                finished,
-                outcome,
-                transaction.statements,
-                transaction.database,
-                finished - started,
-                transaction.slowest,
-                site_of(transaction.first),
-                site_of(transaction.last),
-                active_ignores.get(),
-                error,
-                call_site(sys._getframe()) if error else None,
-                self.owner,
-                gap,
-                before,
-                after,
-            )
-        )
+        pending.append(fact)
         if len(pending) >= DIGEST:
             scope.digest()
 
-    def returned(self) -> None:
+    def _quiet_until(self, moment: int) -> None:
+        """Note a time in which no transaction was open."""
+        if moment - self.quiet_since > self.idle:
+            self.idle, self.idle_started = moment - self.quiet_since, self.quiet_since
+
+    def told(self, finished: int, waits: int, *, returned: bool) -> Held:
+        """Return the fact of its time out of the pool."""
+        return Held(
+            self.serial,
+            self.taken,
+            finished,
+            returned,
+            self.worked,
+            self.in_transactions,
+            self.connecting,
+            self.pinging,
+            self.idle,
+            tuple(self.activities.get(self.idle_started, ())),
+            self.taken_at,
+            waits - self.waits_before,
+            self.kept,
+            active_ignores.get(),
+        )
+
+    def returned(self, waits: int = 0) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
         self.failed = sys.exc_info()[0] is not None
         if self.transaction is not None:
             self.end_transaction(self.transaction, "rollback", clock())
             self.transaction = None
+        finished = clock()
+        self._quiet_until(finished)
+        self.open = False
+        if holding.get() is self:
+            holding.set(self.outer)
+        self.outer = None
         if self.scope is None and self.wait is not None and self.wait.nanoseconds:
             self.find_scope()
+        taken_in, self.taken_in = self.taken_in, None
         scope, self.scope = self.scope, None
+        if taken_in is None:
+            taken_in = scope
+        if self.unit is not None:
+            self.unit.checkouts.discard(self)
+            self.unit = None
+        if taken_in is not None and not taken_in.closed:
+            taken_in.pending.append(self.told(finished, waits, returned=True))
         if scope is not None:
             groups = scope.record.groups
             location = location_of(groups[0].call_site) if groups else None
@@ -300,23 +309,22 @@ class Checkout:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)
 
+    def outlived(self, unit: Scope) -> None:
+        """The unit of work that had taken it is over. Whether that is a mistake is seen by the watchdog a while later:
+        code around the unit may still return it."""
+        self.unit = None
+        self.taken_in = None
+        self.outlived_at, self.outlived_scope = clock(), unit
 
-def _lines(ends: tuple[Statement | None, Statement] | None) -> tuple[CallSite | None, CallSite | None]:
-    """Return the lines of the statements around a gap."""
-    if ends is None:
-        return None, None
-    before, after = ends
-    return None if before is None else site_of(before), site_of(after)
-
-
-def _owner() -> tuple[int, int, ref[Task[Any]] | None]:
-    """Return a number of the running task, or else thread; the thread's identifier if it is no task; the task.
-
-    Identifiers of threads are given to later ones again; the operating system's numbers are not, for long.
-    """
-    loop = _get_running_loop()
-    task = None if loop is None else current_task(loop)
-    return (get_native_id(), get_ident(), None) if task is None else (id(task), 0, ref(task))
+    def _tell_left(self, now: int) -> None:
+        """Tell that it was not returned."""
+        unit, self.outlived_scope = self.outlived_scope, None
+        if unit is None:
+            return
+        late = Scope(unit.name, "implicit", unit.settings)
+        late.started = unit.started
+        late.pending.append(self.told(now, self.waits_before, returned=False))
+        close_scope(late, quiet=True)
 
 
 def tell(fact: Fact, checkout: Checkout | None = None, *, name: str, started: int = 0) -> None:

@@ -19,7 +19,7 @@ from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
 from sqla_watch.probes.attributes import tracking
-from sqla_watch.probes.checkout import Checkout, OpenTransaction, checkout_of, next_transaction
+from sqla_watch.probes.checkout import Checkout, checkout_of, holding
 from sqla_watch.probes.door import Door
 from sqla_watch.probes.internals import (
     DEFAULT_FETCH,
@@ -31,6 +31,7 @@ from sqla_watch.probes.internals import (
 )
 from sqla_watch.probes.rows import CountingFetch, FollowingFetch, count_stream, follow
 from sqla_watch.probes.session import flushing, session_door
+from sqla_watch.probes.transaction import OpenTransaction, next_transaction
 from sqla_watch.probes.uncached import count_uncached
 from sqla_watch.scopes import DIGEST, Scope, current
 
@@ -54,8 +55,10 @@ def watch_dialect(dialect: Any) -> Door:
     door.wrap("do_begin", _begin)
     door.wrap("do_commit", _end("commit"))
     door.wrap("do_rollback", _end("rollback"))
+    door.wrap("do_prepare_twophase", _prepare)
     door.wrap("do_commit_twophase", _end_twophase("commit"))
     door.wrap("do_rollback_twophase", _end_twophase("rollback"))
+    door.wrap("do_ping", _ping)
     return door
 
 
@@ -114,7 +117,7 @@ def _execute(door: Door, original: Any) -> Any:
                             ):
                                 rows = context.cursor_fetch_strategy = CountingFetch()
                             else:
-                                rows = count_stream(context, cursor)
+                                rows = count_stream(context, cursor, checkout)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -183,7 +186,7 @@ def _execute(door: Door, original: Any) -> Any:
                         transaction.add_up()
                         scope.digest()
                     if fingerprint.housekeeping and fingerprint.operation in _SAVEPOINTS and not error:
-                        checkout.savepoint(fingerprint.operation)
+                        transaction.savepoint(fingerprint.operation)
             except Exception:
                 door.fault()
             if scope.watched_raises and not error:
@@ -300,32 +303,62 @@ def _end(outcome: str) -> Any:
             if checkout is None or checkout.transaction is None:  # the pool's reset after a COMMIT
                 return original(connection)
             transaction, checkout.transaction = checkout.transaction, None
-            return _timed(door, checkout, transaction, outcome, original, connection)
+            return timed(door, checkout, transaction, outcome, original, connection)
 
         return end
 
     return make
+
+
+def _prepare(door: Door, original: Any) -> Any:
+    def do_prepare_twophase(connection: Any, *arguments: Any, **options: Any) -> Any:
+        started = clock()
+        try:
+            return original(connection, *arguments, **options)
+        finally:
+            checkout = _checkout_under(connection) if door.open else None
+            if checkout is not None and checkout.transaction is not None:
+                checkout.transaction.ending += clock() - started
+
+    return do_prepare_twophase
+
+
+def _ping(door: Door, original: Any) -> Any:
+    def do_ping(*arguments: Any, **options: Any) -> Any:
+        started = clock()
+        try:
+            return original(*arguments, **options)
+        finally:
+            checkout = holding.get()  # the pool pings what it has just handed out
+            if checkout is not None and checkout.open and checkout.transaction is None:
+                checkout.pinging += clock() - started
+
+    return do_ping
+
+
+def _checkout_under(connection: Any) -> Checkout | None:
+    """Return the checkout of a Connection of SQLAlchemy's."""
+    return checkout_of(getattr(getattr(connection, "_dbapi_connection", None), "_connection_record", None))
 
 
 def _end_twophase(outcome: str) -> Any:
     def make(door: Door, original: Any) -> Any:
         def end(connection: Any, *arguments: Any, **options: Any) -> Any:
-            if not door.open:
-                return original(connection, *arguments, **options)
-            record = getattr(getattr(connection, "_dbapi_connection", None), "_connection_record", None)
-            checkout = checkout_of(record)
+            checkout = _checkout_under(connection) if door.open else None
             if checkout is None:
                 return original(connection, *arguments, **options)
             # Taken off first: the dialect may call do_rollback on its way to COMMIT PREPARED.
             transaction, checkout.transaction = checkout.transaction, None
-            return _timed(door, checkout, transaction, outcome, original, connection, *arguments, **options)
+            if transaction is not None:
+                transaction.two_phase = True
+            return timed(door, checkout, transaction, outcome, original, connection, *arguments, **options)
 
         return end
 
     return make
 
 
-def _timed(
+def timed(
     door: Door,
     checkout: Checkout,
     transaction: OpenTransaction | None,
@@ -335,6 +368,7 @@ def _timed(
     **options: Any,
 ) -> Any:
     """Call COMMIT or ROLLBACK, and write the transaction's fact, also for a COMMIT that failed."""
+    checkout.ending = transaction
     started = clock()
     try:
         answer = original(*arguments, **options)
@@ -349,6 +383,7 @@ def _ended(
     door: Door, checkout: Checkout, transaction: OpenTransaction | None, outcome: str, started: int, error: str = ""
 ) -> None:
     try:
+        checkout.ending = None
         checkout.end_transaction(transaction, outcome, started, error)
     except Exception:
         door.fault()

@@ -16,12 +16,15 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 from sqlalchemy import exc
 
 from sqla_watch import registry
-from sqla_watch.callsite import call_site, location_of
+from sqla_watch.activities import doing_of_holder
+from sqla_watch.callsite import call_site, locate, location_of
 from sqla_watch.facts import CallSite, Holder, Wait
 from sqla_watch.ignores import active
-from sqla_watch.probes.checkout import Checkout, tell
+from sqla_watch.probes.checkout import Checkout, holding, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.probes.owner import Frames, Owner
+from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import current_scope
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
@@ -73,28 +76,22 @@ def _watched(base: type) -> type:
 
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
-        site: CallSite | None = None
-        holders: tuple[Holder, ...] = ()
-        if self not in _off and _is_exhausted(self):
-            site = call_site(sys._getframe(1))
-            holders = holders_of(self)
-        started = clock()
-        waiting = _waits.setdefault(self, PoolWaits()) if holders else None
-        if waiting is not None:
-            waiting.waiting += 1
+        request = _Request(self)
+        if self not in _off:
+            _guarded(self, request.asks)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
+            request.ends()
             if self not in _off:
-                _guarded(self, _timed_out, self, started, site, error)
+                _guarded(self, _timed_out, request, error)
             raise
-        finally:
-            if waiting is not None:
-                waiting.waiting -= 1
-                waiting.waits += 1
-                waiting.nanoseconds += clock() - started
+        except BaseException:
+            request.ends()
+            raise
+        request.ends()
         if self not in _off:
-            _guarded(self, _taken, self, record, started, site, holders)
+            _guarded(self, _taken, request, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -112,7 +109,7 @@ def _watched(base: type) -> type:
                 _out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
         if checkout is not None and checkout.depth <= 0 and self not in _off:
-            _guarded(self, checkout.returned)
+            _guarded(self, checkout.returned, waits_of(self).waits)
 
     found = _classes[base] = type(
         base.__name__,
@@ -159,17 +156,57 @@ class PoolWaits:
 
 
 _waits: WeakKeyDictionary[Any, PoolWaits] = WeakKeyDictionary()
+_NO_WAITS = PoolWaits()
 
 
 def waits_of(pool: Any) -> PoolWaits:
     """Return the waits for a pool so far."""
-    return _waits.get(pool) or PoolWaits()
+    return _waits.get(pool) or _NO_WAITS
 
 
-def holders_of(pool: Any) -> tuple[Holder, ...]:
+class _Request:
+    """A request for a connection of a pool, from asking to getting one, or none."""
+
+    __slots__ = ("holders", "open", "pool", "site", "started", "waits")
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.started = clock()
+        self.site: CallSite | None = None
+        """The line that asks; known where the pool had no connection left."""
+        self.holders: tuple[Holder, ...] = ()
+        """Who had the connections when the wait had become long; the watchdog looks."""
+        self.waits: PoolWaits | None = None
+        self.open = True
+
+    def asks(self) -> None:
+        """The pool is asked: note it where there will be a wait."""
+        if _is_exhausted(self.pool):
+            self.site = call_site(sys._getframe(3))
+            self.waits = _waits.setdefault(self.pool, PoolWaits())
+            self.waits.waiting += 1
+            self.started = clock()
+            watchdog.watch(self)
+
+    def ends(self) -> None:
+        """It has an answer."""
+        self.open = False
+        if self.waits is not None:
+            self.waits.waiting -= 1
+            self.waits.waits += 1
+            self.waits.nanoseconds += clock() - self.started
+
+    def look(self, now: int, frames: Frames) -> int:
+        """See who has the connections, once it has waited for long. Called by the watchdog's thread."""
+        if now < self.started + watchdog.wait:
+            return self.started + watchdog.wait
+        self.holders = holders_of(self.pool, frames)
+        return 0
+
+
+def holders_of(pool: Any, frames: Frames = sys._current_frames) -> tuple[Holder, ...]:
     """Return who has the connections of a pool, those first that have had theirs longest."""
     found = []
-    frames = sys._current_frames()
     for record_ref, pool_ref in list(_out.values()):
         record = record_ref() if pool_ref() is pool else None
         checkout: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
@@ -183,20 +220,23 @@ def _note(holders: tuple[Holder, ...]) -> str:
     now = clock()
     lines = []
     for holder in holders[:_MOST_NOTED]:
-        location = location_of(holder.call_site)
+        location = location_of(holder.activity.call_site)
         place = "no line of yours" if location is None else f"{location} in {location.function}"
-        state = ", in a transaction" if holder.in_transaction else ""
+        doing = doing_of_holder(holder)
         scope = f" ({holder.scope})" if holder.scope else ""
-        lines.append(f"  for {(now - holder.since) / 1e9:.1f} s{state}: {place}{scope}")
+        place += f", {doing}" if doing else ""
+        lines.append(f"  for {(now - holder.since) / 1e9:.1f} s, {holder.state}: {place}{scope}")
     if len(holders) > _MOST_NOTED:
         lines.append(f"  … and {len(holders) - _MOST_NOTED} more")
     return "sqla_watch: the connections of the pool were held by\n" + "\n".join(lines)
 
 
-def _taken(pool: Any, record: Any, started: int, site: CallSite | None, holders: tuple[Holder, ...]) -> None:
+def _taken(request: _Request, record: Any) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
+    pool, started = request.pool, request.started
     state = record.__dict__
-    wait = clock() - started - state.pop(_CREATED, 0)
+    connecting = state.pop(_CREATED, 0)
+    wait = clock() - started - connecting
     checkout: Checkout | None = state.get(RECORD_KEY)
     if checkout is not None:
         # A pool that hands one connection to several (StaticPool), or a pool's own second try.
@@ -204,62 +244,93 @@ def _taken(pool: Any, record: Any, started: int, site: CallSite | None, holders:
             checkout.depth += 1
             checkout.serial = -abs(checkout.serial)  # whose statements may overlap
         return
-    checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes)
-    _out[id(record)] = ref(record), ref(pool)
-    if wait < SHORTEST_WAIT or getattr(pool, "_max_overflow", -1) < 0:
-        wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif site is None:
-        if _is_exhausted(pool):  # somebody was faster
-            site = call_site(sys._getframe(2))
-        else:  # there was one all the time: the scheduler, or the garbage collector
-            wait = 0
-    fact = _wait(pool, started, wait, site, holders, timed_out=False, checkout=checkout.serial)
     scope = current_scope()
+    unit = None if scope is None else scope.unit
+    checkout = state[RECORD_KEY] = Checkout(
+        started, registry.active_settings().implicit_scopes, ref(pool), locate(sys._getframe(3)), unit
+    )
+    checkout.connecting = connecting
+    checkout.waits_before = waits_of(pool).waits
+    _out[id(record)] = ref(record), checkout.pool
+    limited = getattr(pool, "_max_overflow", -1) >= 0
+    if wait < SHORTEST_WAIT or not limited:
+        wait = 0  # its own work, or a pool without a limit which the scheduler has held up
+    elif request.site is None and not _is_exhausted(pool):
+        wait = 0  # there was one all the time: the scheduler, or the garbage collector
+    outer = holding.get()
+    while outer is not None and not outer.open:
+        outer = outer.outer
+    checkout.outer = outer
+    holding.set(checkout)
+    fact = _wait(request, wait, request.site or checkout.taken_at, _inside(outer, pool) if limited else None, checkout)
     if scope is not None:
         scope.pending.append(fact)
+        checkout.taken_in = scope
+        if unit is not None:
+            unit.checkouts.add(checkout)
     else:
         checkout.wait = fact
+    watchdog.watch(checkout)
 
 
-def _timed_out(pool: Any, started: int, site: CallSite | None, error: BaseException) -> None:
+def _inside(outer: Checkout | None, pool: Any) -> Checkout | None:
+    """Return the innermost checkout around this one that is of the same pool."""
+    while outer is not None and (not outer.open or outer.pool is None or outer.pool() is not pool):
+        outer = outer.outer
+    return outer
+
+
+def _timed_out(request: _Request, error: BaseException) -> None:
     """The pool's limit was reached: there will be no checkout, the wait is all there is.
 
     The exception gets a note that names the holders; nothing else of it is changed.
     """
-    waited = clock() - started
-    holders = holders_of(pool)
-    if holders:
-        error.add_note(_note(holders))
-    fact = _wait(pool, started, waited, site or call_site(sys._getframe(2)), holders, timed_out=True)
-    tell(fact, name="connection", started=started)
+    waited = clock() - request.started
+    request.holders = holders_of(request.pool)
+    if request.holders:
+        error.add_note(_note(request.holders))
+    site = request.site or call_site(sys._getframe(3))
+    fact = _wait(request, waited, site, _inside(holding.get(), request.pool), None)
+    tell(fact, name="connection", started=request.started)
 
 
 def _wait(
-    pool: Any,
-    started: int,
-    nanoseconds: int,
-    site: CallSite | None,
-    holders: tuple[Holder, ...],
-    *,
-    timed_out: bool,
-    checkout: int = 0,
+    request: _Request, nanoseconds: int, site: CallSite | None, inside: Checkout | None, checkout: Checkout | None
 ) -> Wait:
+    """Return the fact of a request; without a checkout it was in vain."""
+    pool = request.pool
+    serial = 0 if checkout is None else checkout.serial
     on_loop = _running_loop() is not None and not _is_async(pool) and not _is_worker()
-    if not nanoseconds:
-        return Wait(started, 0, False, None, 0, 0, (), checkout, on_loop)
+    if not nanoseconds and inside is None:
+        return Wait(request.started, 0, False, None, 0, 0, (), serial, on_loop)
+    owner = Owner() if checkout is None else checkout.owner
     size = getattr(pool, "size", None)
     return Wait(
-        started,
+        request.started,
         nanoseconds,
-        timed_out,
+        checkout is None,
         site,
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
         active.get(),
-        checkout,
+        serial,
         on_loop,
-        holders,
+        request.holders,
+        owner.number,
+        owner.task is not None,
+        None if inside is None else inside.taken_at,
+        _is_shared(pool, owner),
     )
+
+
+def _is_shared(pool: Any, owner: Owner) -> bool:
+    """Whether another thread or task has a connection of a pool, too."""
+    for record_ref, pool_ref in list(_out.values()):
+        record = record_ref() if pool_ref() is pool else None
+        other: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
+        if other is not None and other.owner.number != owner.number:
+            return True
+    return False
 
 
 def _is_worker() -> bool:

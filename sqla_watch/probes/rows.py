@@ -85,7 +85,7 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
         self.streamed = True
         result.cursor_strategy = _CountingBuffer(
-            _CountingCursor(dbapi_cursor, self),
+            _CountingCursor(dbapi_cursor, self, None),
             {"max_row_buffer": num},
             growth_factor=0,
             initial_buffer=collections.deque(),
@@ -253,32 +253,54 @@ def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> 
 class _CountingCursor:
     """A cursor's fetch methods, counted; stands in for it where a buffer is first filled."""
 
-    __slots__ = ("_counter", "_cursor")
+    __slots__ = ("_checkout", "_counter", "_cursor")
 
-    def __init__(self, cursor: Any, counter: RowCounter) -> None:
+    def __init__(self, cursor: Any, counter: RowCounter, checkout: Any) -> None:
         self._cursor = cursor
         self._counter = counter
+        self._checkout = checkout
+        """The checkout of its connection (`Checkout`), None where rows come without asking the server."""
 
     def fetchmany(self, size: int) -> Any:
         started = clock()
         rows = self._cursor.fetchmany(size)
-        self._counter.add(len(rows), clock() - started)
+        self._fetched(len(rows), started)
         return rows
 
     def fetchall(self) -> Any:
         started = clock()
         rows = self._cursor.fetchall()
-        self._counter.add(len(rows), clock() - started)
+        self._fetched(len(rows), started)
         return rows
+
+    def _fetched(self, rows: int, started: int) -> None:
+        finished = clock()
+        self._counter.add(rows, finished - started)
+        checkout = self._checkout
+        if checkout is not None and checkout.transaction is not None:
+            try:
+                checkout.transaction.fetched(started, finished)
+            except Exception:
+                self._checkout = None
+                following.fault()
 
 
 class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
     """Buffers rows as SQLAlchemy's strategy for server-side cursors does, through a counting cursor."""
 
-    __slots__ = ("counter",)
+    __slots__ = ("checkout", "counter")
 
-    def __init__(self, dbapi_cursor: Any, execution_options: Any, *, counter: RowCounter, **arguments: Any) -> None:
+    def __init__(
+        self,
+        dbapi_cursor: Any,
+        execution_options: Any,
+        *,
+        counter: RowCounter,
+        checkout: Any = None,
+        **arguments: Any,
+    ) -> None:
         self.counter = counter
+        self.checkout = checkout
         super().__init__(dbapi_cursor, execution_options, **arguments)
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
@@ -291,10 +313,10 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         return super().fetchall(result, self._counted(dbapi_cursor))
 
     def _counted(self, cursor: Any) -> Any:
-        return _CountingCursor(cursor, self.counter)
+        return _CountingCursor(cursor, self.counter, self.checkout)
 
 
-def count_stream(context: Any, cursor: Any) -> int | RowCounter:
+def count_stream(context: Any, cursor: Any, checkout: Any) -> int | RowCounter:
     """Have a counter follow the rows of a streamed result; 0 where somebody else fetches in a way of their own.
 
     A result that is not streamed gets a `CountingFetch`, which the hot path does itself.
@@ -307,5 +329,7 @@ def count_stream(context: Any, cursor: Any) -> int | RowCounter:
         return strategy
     counter = RowCounter()
     counter.streamed = True
-    context.cursor_fetch_strategy = _CountingBuffer(_CountingCursor(cursor, counter), options, counter=counter)
+    context.cursor_fetch_strategy = _CountingBuffer(
+        _CountingCursor(cursor, counter, None), options, counter=counter, checkout=checkout
+    )
     return counter

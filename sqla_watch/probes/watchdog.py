@@ -1,0 +1,187 @@
+"""The watchdog: a thread that looks at connections which are out for long, and at those who wait for one.
+
+What is to be looked at puts itself on a list, which costs the application nothing more; the rest is done here. The
+thread sleeps without an end while nothing is out. It never takes more than a thousandth of a processor: after each
+round it sleeps at least a thousand times as long as that took.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sys
+import threading
+from _thread import allocate_lock
+from itertools import count
+from time import perf_counter_ns as clock
+from time import thread_time_ns
+from types import FrameType
+from typing import Protocol
+
+from sqla_watch.probes.door import Probe
+from sqla_watch.probes.owner import Frames
+
+__all__ = ["Watchdog", "watchdog"]
+
+SHARE = 1_000
+"""Of a processor's time, the part that it takes at most: one in so many."""
+_LINGER = 1_000_000_000
+"""Nanoseconds without anything to look at, after which it falls asleep until it is called."""
+_PATIENCE = 5
+"""Seconds for which the end of the thread is waited for; a reporter of the application's may be running in it."""
+_MOST_ARRIVALS = 10_000
+"""What is kept to be looked at, should the thread not be running."""
+
+
+class Watched(Protocol):
+    """What the watchdog looks at."""
+
+    open: bool
+    """Whether there is anything to look at yet."""
+
+    def look(self, now: int, frames: Frames) -> int:
+        """Look; return when to look again, 0 for never."""
+
+
+class Watchdog(Probe):
+    """The thread, and what it looks at."""
+
+    def __init__(self) -> None:
+        super().__init__("watchdog")
+        self.interval = 0
+        """Nanoseconds between two rounds; 0 while it is off."""
+        self.idle = 0
+        """Nanoseconds without a statement from which on it is looked at what the owner of a connection does."""
+        self.wait = 0
+        """Nanoseconds of waiting for a connection from which on it is looked at who has them."""
+        self.stacks = 0
+        """How often it has taken the stacks of all threads."""
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew: without a thread, as in a process that was forked off."""
+        self._thread: threading.Thread | None = None
+        self._arrivals: list[Watched] = []
+        self._asleep = True
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._starting = threading.Lock()
+
+    def configure(self, interval_seconds: float, idle_seconds: float, wait_seconds: float) -> None:
+        """Set how often it looks, and from when on at a connection without a statement, and at a wait for one."""
+        self.interval = round(interval_seconds * 1e9)
+        self.idle, self.wait = round(idle_seconds * 1e9), round(wait_seconds * 1e9)
+
+    def watch(self, item: Watched) -> None:
+        """Have something looked at. Costs 0.1 µs, unless the thread has to be woken."""
+        if not self.interval:
+            return
+        arrivals = self._arrivals
+        arrivals.append(item)
+        if self._asleep:
+            self._wake()
+        elif len(arrivals) > _MOST_ARRIVALS:  # the thread does not run: it was not given the processor, or is gone
+            del arrivals[: _MOST_ARRIVALS // 2]
+
+    def stop(self) -> None:
+        """End the thread, and wait for its end; it starts again when there is something to look at."""
+        thread, bell = self._thread, self._bell
+        self.interval = 0
+        self.open = True
+        self._forget()
+        if bell.locked():
+            bell.release()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a thread."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with self._starting:
+            if self._thread is not None:
+                self._asleep = False
+                self._ring()
+                return
+            self._asleep = False
+            thread = threading.Thread(target=self._run, name="sqla_watch watchdog", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no threads any more at the interpreter's end, or none allowed
+                self.interval = 0
+                return
+            self._thread = thread
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:  # has been rung already
+            pass
+
+    def _run(self) -> None:
+        try:
+            self._rounds()
+        except Exception:
+            self.interval = 0
+            self.fault()
+
+    def _rounds(self) -> None:
+        bell, numbers = self._bell, count()
+        heap: list[tuple[int, int, Watched]] = []
+        frames = _FramesOnce(self)
+        spent = thread_time_ns()
+        quiet_since = clock()
+        while self._bell is bell:  # it is replaced by stop(), and by a fork
+            now = clock()
+            arrivals = self._arrivals
+            taken = arrivals[:]
+            del arrivals[: len(taken)]
+            for item in taken:
+                if item.open:
+                    heapq.heappush(heap, (0, next(numbers), item))
+            del taken
+            while heap and heap[0][0] <= now:
+                item = heapq.heappop(heap)[2]
+                again = item.look(now, frames) if item.open else 0
+                if again:
+                    heapq.heappush(heap, (max(again, now + 1), next(numbers), item))
+                if frames.known is not None and (thread_time_ns() - spent) * SHARE > self.interval:
+                    break
+            item = None  # type: ignore[assignment] # is kept by nobody while this sleeps
+            frames.known = None
+            if heap or self._arrivals:
+                quiet_since = now
+            elif now - quiet_since > _LINGER:
+                self._asleep = True
+                if not self._arrivals:
+                    bell.acquire()
+                self._asleep = False
+                quiet_since = clock()
+                continue
+            before, spent = spent, thread_time_ns()
+            pause = max(self.interval, (spent - before) * SHARE)
+            if heap and heap[0][0] - now < pause:
+                pause = max(heap[0][0] - now, (spent - before) * SHARE, 1_000_000)
+            bell.acquire(timeout=pause / 1e9)
+
+
+class _FramesOnce:
+    """The frames of all threads, taken once a round, and only if somebody asks."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.known: dict[int, FrameType] | None = None
+        self._watchdog = watchdog
+
+    def __call__(self) -> dict[int, FrameType]:
+        if self.known is None:
+            self.known = sys._current_frames()
+            self._watchdog.stacks += 1
+        return self.known
+
+
+watchdog = Watchdog()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=watchdog._forget)
