@@ -602,7 +602,7 @@ class EngineConfiguration(NamedTuple):
     """The line that installed the watch or made the engine."""
     ignores: tuple[Ignore, ...]
     workers: int = 0
-    """Processes with such a pool each, and the connections that the server has for them all; 0 for not asked."""
+    """Processes with such a pool each, and the connections that the server has for them all; 0 where nobody asked."""
     max_connections: int = 0
 
 

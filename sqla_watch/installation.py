@@ -15,22 +15,23 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from sqla_watch import registry
 from sqla_watch.callsite import call_site, user_code
+from sqla_watch.findings import Finding
 from sqla_watch.probes import internals, uncached
 from sqla_watch.probes.attributes import tracking
 from sqla_watch.probes.dialect import watch_dialect
 from sqla_watch.probes.door import Door, logger
-from sqla_watch.probes.engine import describe_engine
+from sqla_watch.probes.engine import describe_engine, describe_server
 from sqla_watch.probes.greenlets import watch_missing_greenlets
 from sqla_watch.probes.pool import unwatch_pool, watch_pool
 from sqla_watch.probes.rows import following
 from sqla_watch.probes.session import session_door
 from sqla_watch.probes.watchdog import watchdog
-from sqla_watch.scopes import Scope
-from sqla_watch.settings import Settings
+from sqla_watch.scopes import Scope, scope
+from sqla_watch.settings import Settings, SettingsError
 from sqla_watch.snapshot import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
@@ -87,6 +88,45 @@ class Watch:
         Any thread may ask, at any time.
         """
         return take_snapshot(self._engines)
+
+    def check_server(self, connection: Connection, *, workers: int) -> list[Finding]:
+        """Judge whether the pools of all workers fit into what the server has; one statement is sent.
+
+        Args:
+            connection: A connection to PostgreSQL; of an AsyncConnection, by its `run_sync`.
+            workers: Processes that have such an engine each.
+
+        Returns:
+            The findings of `engine-settings`, which are reported as all others; empty if all fit.
+
+        Raises:
+            TypeError: `connection` is no Connection.
+            SettingsError: It is none to PostgreSQL, or `workers` is no whole number from 1 on.
+
+        Example::
+
+            with engine.connect() as connection:
+                watch.check_server(connection, workers=8)
+
+            async with async_engine.connect() as connection:
+                await connection.run_sync(watch.check_server, workers=8)
+        """
+        if not isinstance(connection, Connection):
+            hint = (
+                "await connection.run_sync(watch.check_server, workers=…)"
+                if "Async" in type(connection).__name__
+                else ("with engine.connect() as connection: …")
+            )
+            raise TypeError(f"check_server() takes a Connection, not {type(connection).__name__}: {hint}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise SettingsError(f"check_server(): workers is {workers!r}, but must be a whole number from 1 on")
+        if connection.dialect.name != "postgresql":
+            raise SettingsError(
+                f"check_server(): the connection is to {connection.dialect.name}, but must be to PostgreSQL"
+            )
+        with scope("check_server", settings=self.settings) as checked:
+            checked.pending.append(describe_server(connection, workers, call_site(sys._getframe())))
+        return checked.findings
 
     @property
     def installed(self) -> bool:

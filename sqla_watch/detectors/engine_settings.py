@@ -52,7 +52,7 @@ class EngineSettings(Rule):
 
     ## Limits
     Told once for each engine in a process, with the first scope after the watch began. Whether the pools of all
-    processes fit into the server's `max_connections` cannot be seen from here.
+    processes fit into the server's `max_connections` is told when you ask: `watch.check_server(connection, workers=8)`.
     """
 
     id = "engine-settings"
@@ -73,6 +73,9 @@ class EngineSettings(Rule):
     @staticmethod
     def _problems(engine: EngineConfiguration, context: Context) -> Iterator[tuple[str, str, str, str, Severity]]:
         """Yield setting, value, what is wrong with it, what would be right, and how much it matters."""
+        if engine.max_connections:
+            yield from EngineSettings._too_many(engine)
+            return
         pooled = engine.pool in ("QueuePool", "AsyncAdaptedQueuePool", "SingletonThreadPool")
         if engine.query_cache_size < context["min_query_cache_size"]:
             yield (
@@ -119,6 +122,27 @@ class EngineSettings(Rule):
             )
 
     @staticmethod
+    def _too_many(engine: EngineConfiguration) -> Iterator[tuple[str, str, str, str, Severity]]:
+        """Yield what is wrong with the pool where all workers' together are larger than the server."""
+        if engine.pool not in ("QueuePool", "AsyncAdaptedQueuePool"):
+            return
+        share = max(1, engine.max_connections // engine.workers)
+        if engine.max_overflow < 0:
+            most = "any number of"
+        elif engine.workers * (engine.pool_size + engine.max_overflow) > engine.max_connections:
+            most = str(engine.workers * (engine.pool_size + engine.max_overflow))
+        else:
+            return
+        yield (
+            "pool_size",
+            f"{engine.pool_size}, max_overflow={engine.max_overflow}",
+            f"{engine.workers} workers may open {most} connections, the server has {engine.max_connections} for all",
+            f"pool_size + max_overflow of {share} or less for {engine.workers} workers, with room for migrations and "
+            "people; or PgBouncer in front of the server",
+            Severity.HIGH,
+        )
+
+    @staticmethod
     def _finding(
         engine: EngineConfiguration, setting: str, value: str, wrong: str, right: str, severity: Severity
     ) -> Finding:
@@ -133,6 +157,7 @@ class EngineSettings(Rule):
                 "value": value,
                 "dialect": engine.dialect,
                 "pool": engine.pool,
+                **({"workers": engine.workers, "max_connections": engine.max_connections} if engine.workers else {}),
             },
             suggestion=f"In create_engine(): {right}",
         )

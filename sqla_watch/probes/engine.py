@@ -1,15 +1,27 @@
-"""How an engine was made, as far as that can be wrong: read once, when its watch begins."""
+"""How an engine was made, as far as that can be wrong, read when its watch begins; and, on request, its server."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.engine import Engine
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
 
 from sqla_watch.facts import CallSite, EngineConfiguration
 from sqla_watch.ignores import active
 
-__all__ = ["describe_engine"]
+__all__ = ["describe_engine", "describe_server"]
+
+_LIMITS = text(
+    """
+    SELECT current_setting('max_connections')::int
+           - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true)::int, 0),
+           (SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = current_user),
+           (SELECT datconnlimit FROM pg_catalog.pg_database WHERE datname = current_database())
+    """
+)
+"""Connections that the server has for those who are no superusers, and the limits of role and database, -1 for none."""
 
 
 def describe_engine(engine: Engine, site: CallSite | None) -> EngineConfiguration:
@@ -34,3 +46,13 @@ def describe_engine(engine: Engine, site: CallSite | None) -> EngineConfiguratio
         call_site=site,
         ignores=active.get(),
     )
+
+
+def describe_server(connection: Connection, workers: int, site: CallSite | None) -> EngineConfiguration:
+    """Return the configuration of a connection's engine with what its server has for it. Sends one statement."""
+    was_in_transaction = connection.in_transaction()
+    limits = connection.execute(_LIMITS).one()
+    if not was_in_transaction:
+        connection.rollback()
+    most = min(limit for limit in limits if limit is not None and limit >= 0)
+    return describe_engine(connection.engine, site)._replace(workers=workers, max_connections=most)

@@ -22,7 +22,7 @@ Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
 
 _DEEPEST = 200
-_NEAR = 40
+_NEAR = 12
 """Frames above the user's innermost one among which those are looked for that may have the connection in hands."""
 _HAS_THREAD_CLOCKS = sys.platform == "linux"
 """Whether the number of a thread gives its clock, and a wrong number an error (man 2 clock_getcpuclockid, kernel)."""

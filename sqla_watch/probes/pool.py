@@ -11,7 +11,7 @@ import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import ref
 
 from sqlalchemy import exc
 
@@ -36,8 +36,8 @@ _MOST_NOTED = 20
 """Holders that the note of a time-out names."""
 _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
-_off: WeakSet[Any] = WeakSet()
-"""Pools that are no longer watched but still have connections out, or whose probe has failed."""
+_STATE = "_sqla_watch"
+"""Attribute of a watched pool under which its `PoolWaits` are."""
 _out: dict[int, tuple[ref[Any], ref[Any]]] = {}
 """The connection records that are checked out, with their pools; nothing is kept alive by it."""
 
@@ -45,7 +45,7 @@ _out: dict[int, tuple[ref[Any], ref[Any]]] = {}
 def watch_pool(pool: Any) -> None:
     """Give a pool the watching subclass of its class. A pool which is watched already stays as it is."""
     base = type(pool)
-    _off.discard(pool)
+    _state_of(pool).on = True
     if not hasattr(base, "_sqla_watch_base"):
         pool.__class__ = _watched(base)
 
@@ -54,9 +54,10 @@ def unwatch_pool(pool: Any) -> None:
     """Give a pool its own class back."""
     base = getattr(type(pool), "_sqla_watch_base", None)
     if base is not None:
-        _off.add(pool)
+        _state_of(pool).on = False
         if type(pool) is _classes.get(base):
             pool.__class__ = base
+            del pool.__dict__[_STATE]
         for key, (record_ref, pool_ref) in list(_out.items()):
             record = record_ref()
             if record is None or pool_ref() is pool:
@@ -76,22 +77,23 @@ def _watched(base: type) -> type:
 
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
-        request = _Request(self)
-        if self not in _off:
-            _guarded(self, request.asks)
+        state = _state_of(self)
+        request = _Request(self, state)
+        if state.on and _is_exhausted(self):
+            _guarded(state, request.waits)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
             request.ends()
-            if self not in _off:
-                _guarded(self, _timed_out, request, error)
+            if state.on:
+                _guarded(state, _timed_out, request, error)
             raise
         except BaseException:
             request.ends()
             raise
         request.ends()
-        if self not in _off:
-            _guarded(self, _taken, request, record)
+        if state.on:
+            _guarded(state, _taken, request, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -108,8 +110,10 @@ def _watched(base: type) -> type:
                 record.__dict__.pop(RECORD_KEY, None)
                 _out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
-        if checkout is not None and checkout.depth <= 0 and self not in _off:
-            _guarded(self, checkout.returned, waits_of(self).waits)
+        if checkout is not None and checkout.depth <= 0:
+            state = _state_of(self)
+            if state.on:
+                _guarded(state, checkout.returned, state.waits)
 
     found = _classes[base] = type(
         base.__name__,
@@ -127,12 +131,12 @@ def _watched(base: type) -> type:
     return found
 
 
-def _guarded(pool: Any, function: Any, *arguments: Any) -> None:
+def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
     """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
     try:
         function(*arguments)
     except Exception:
-        _off.add(pool)
+        state.on = False
         logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
 
 
@@ -147,54 +151,59 @@ def _is_exhausted(pool: Any) -> bool:
 class PoolWaits:
     """How many wait for a connection of a pool, and how many have."""
 
-    __slots__ = ("nanoseconds", "waiting", "waits")
+    __slots__ = ("nanoseconds", "on", "waiting", "waits")
 
     def __init__(self) -> None:
+        self.on = True
+        """Whether the pool is watched; no longer after `uninstall()`, or when its probe has failed."""
         self.waiting = 0
         self.waits = 0
         self.nanoseconds = 0
 
 
-_waits: WeakKeyDictionary[Any, PoolWaits] = WeakKeyDictionary()
-_NO_WAITS = PoolWaits()
+def _state_of(pool: Any) -> PoolWaits:
+    state: PoolWaits | None = pool.__dict__.get(_STATE)
+    if state is None:  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
+        state = pool.__dict__.setdefault(_STATE, PoolWaits())
+    return state
 
 
 def waits_of(pool: Any) -> PoolWaits:
     """Return the waits for a pool so far."""
-    return _waits.get(pool) or _NO_WAITS
+    return pool.__dict__.get(_STATE) or PoolWaits()
 
 
 class _Request:
     """A request for a connection of a pool, from asking to getting one, or none."""
 
-    __slots__ = ("holders", "open", "pool", "site", "started", "waits")
+    __slots__ = ("holders", "is_waiting", "open", "pool", "site", "started", "state")
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, state: PoolWaits) -> None:
         self.pool = pool
+        self.state = state
         self.started = clock()
         self.site: CallSite | None = None
         """The line that asks; known where the pool had no connection left."""
         self.holders: tuple[Holder, ...] = ()
         """Who had the connections when the wait had become long; the watchdog looks."""
-        self.waits: PoolWaits | None = None
+        self.is_waiting = False
         self.open = True
 
-    def asks(self) -> None:
-        """The pool is asked: note it where there will be a wait."""
-        if _is_exhausted(self.pool):
-            self.site = call_site(sys._getframe(3))
-            self.waits = _waits.setdefault(self.pool, PoolWaits())
-            self.waits.waiting += 1
-            self.started = clock()
-            watchdog.watch(self)
+    def waits(self) -> None:
+        """The pool has none left: there will be a wait."""
+        self.site = call_site(sys._getframe(3))
+        self.is_waiting = True
+        self.state.waiting += 1
+        self.started = clock()
+        watchdog.watch(self)
 
     def ends(self) -> None:
         """It has an answer."""
         self.open = False
-        if self.waits is not None:
-            self.waits.waiting -= 1
-            self.waits.waits += 1
-            self.waits.nanoseconds += clock() - self.started
+        if self.is_waiting:
+            self.state.waiting -= 1
+            self.state.waits += 1
+            self.state.nanoseconds += clock() - self.started
 
     def look(self, now: int, frames: Frames) -> int:
         """See who has the connections, once it has waited for long. Called by the watchdog's thread."""
@@ -250,7 +259,7 @@ def _taken(request: _Request, record: Any) -> None:
         started, registry.active_settings().implicit_scopes, ref(pool), locate(sys._getframe(3)), unit
     )
     checkout.connecting = connecting
-    checkout.waits_before = waits_of(pool).waits
+    checkout.waits_before = request.state.waits
     _out[id(record)] = ref(record), checkout.pool
     limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:

@@ -171,3 +171,85 @@ def test_the_warning_has_its_own_class_and_no_address(make: Make) -> None:
         (finding,) = judge(make(query_cache_size=0))
     assert [each.category for each in caught] == [EngineSettingsWarning]
     assert "postgres@" not in finding.describe()
+
+
+# The pools of all workers against the server, on request
+
+LIMIT = text(
+    "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+    " - coalesce(current_setting('reserved_connections', true)::int, 0)"
+)
+
+
+def test_more_connections_than_the_server_has_are_found_when_one_asks(make: Make) -> None:
+    engine = make(pool_size=10, max_overflow=20)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    with engine.connect() as connection:
+        most = connection.scalar(LIMIT)
+        connection.rollback()
+        assert watch.check_server(connection, workers=most // 30) == []
+        (finding,) = watch.check_server(connection, workers=most // 30 + 1)  # asks
+        assert not connection.in_transaction()
+    workers = most // 30 + 1
+    assert finding.message == (
+        f"an engine has pool_size=10, max_overflow=20: {workers} workers may open {30 * workers} connections, "
+        f"the server has {most} for all"
+    )
+    assert (finding.evidence["workers"], finding.evidence["max_connections"]) == (workers, most)
+    assert place(finding) == (__file__, line_of("asks"))
+    assert finding.severity == "high"
+    assert f"pool_size + max_overflow of {most // workers} or less" in finding.suggestion
+
+
+def test_the_limit_of_a_role_is_one_too(make: Make) -> None:
+    engine = make(pool_size=2, max_overflow=1)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    with engine.connect() as connection, connection.begin() as transaction:
+        connection.execute(text("ALTER ROLE CURRENT_USER CONNECTION LIMIT 5"))
+        (finding,) = watch.check_server(connection, workers=2)
+        assert connection.in_transaction()
+        transaction.rollback()
+    assert finding.evidence["max_connections"] == 5
+
+
+def test_a_pool_without_a_limit_never_fits(make: Make) -> None:
+    engine = make(pool_size=2, max_overflow=-1)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    with engine.connect() as connection:
+        (finding,) = watch.check_server(connection, workers=1)
+    assert "1 workers may open any number of connections" in finding.message
+
+
+def test_a_null_pool_has_no_size_to_judge(make: Make) -> None:
+    engine = make(poolclass=NullPool)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    with engine.connect() as connection:
+        assert watch.check_server(connection, workers=1000) == []
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@in_event_loop
+async def test_async_the_server_is_asked_by_run_sync(shop_url: str, driver: str) -> None:
+    engine = create_async_engine(url_for(shop_url, driver), pool_size=60, max_overflow=0)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    async with engine.connect() as connection:
+        (finding,) = await connection.run_sync(watch.check_server, workers=60)
+        with pytest.raises(TypeError, match=r"not AsyncConnection: await connection\.run_sync"):
+            watch.check_server(connection, workers=60)  # type: ignore[arg-type]
+    await engine.dispose()
+    assert finding.evidence["workers"] == 60
+
+
+def test_what_cannot_be_asked_says_why(make: Make) -> None:
+    engine = make()
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+    with pytest.raises(TypeError, match=r"takes a Connection, not Engine: with engine\.connect"):
+        watch.check_server(engine, workers=2)  # type: ignore[arg-type]
+    with engine.connect() as connection:
+        for workers in (0, -1, True, 2.5, "8"):
+            with pytest.raises(sqla_watch.SettingsError, match=r"workers is .*whole number from 1 on"):
+                watch.check_server(connection, workers=workers)  # type: ignore[arg-type]
+    sqlite = create_engine("sqlite://")
+    with sqlite.connect() as connection, pytest.raises(sqla_watch.SettingsError, match="must be to PostgreSQL"):
+        watch.check_server(connection, workers=2)
+    sqlite.dispose()
