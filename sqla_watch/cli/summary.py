@@ -75,6 +75,8 @@ class Totals:
     database_seconds: float = 0.0
     commit_seconds: float = 0.0
     wait_seconds: float = 0.0
+    held_seconds: float = 0.0
+    connect_seconds: float = 0.0
     connections: int = 0
     transactions: int = 0
     dropped: int = 0

@@ -11,7 +11,8 @@ number::
         {
           "name": "export.py", "kind": "run", "started_at": 1795348800.0, "duration_seconds": 1.25,
           "statements": 104, "rows": 1300, "errors": 0, "database_seconds": 0.21, "commit_seconds": 0.002,
-          "wait_seconds": 0.0, "connections": 1, "transactions": 1, "dropped": 0,
+          "wait_seconds": 0.0, "held_seconds": 0.23, "connect_seconds": 0.004, "connections": 1, "transactions": 1,
+          "dropped": 0,
           "findings": [
             {
               "rule": "n-plus-one", "severity": "high",
@@ -39,7 +40,7 @@ of the scopes inside of it.
 
 - `program`: `name`, `arguments` and `module` (whether it was run by `-m`).
 - `totals`: `scopes`, `statements`, `rows`, `errors`, `database_seconds`, `commit_seconds`, `wait_seconds`,
-  `connections`, `transactions` and `dropped` of the whole run, each statement counted once.
+  `held_seconds`, `connect_seconds`, `connections`, `transactions` and `dropped` of the whole run, each statement counted once.
 - `findings`: the findings of all scopes, worst first, the same one (rule, target, file and function) only once. Its
   `statements`, `database_seconds` and `cost_seconds` are sums over the `scopes` scopes which had it; `message`,
   `evidence` and lines are those of the dearest one.
