@@ -11,6 +11,7 @@ Example::
         print(finding.describe())
 """
 
+from sqla_watch.budgets import Budget
 from sqla_watch.detectors.async_lazy_load import AsyncLazyLoadWarning
 from sqla_watch.detectors.blocking_call import BlockingCallWarning
 from sqla_watch.detectors.cartesian_join import CartesianJoinWarning
@@ -24,6 +25,7 @@ from sqla_watch.detectors.large_in_list import LargeInListWarning
 from sqla_watch.detectors.limit_without_order_by import LimitWithoutOrderByWarning
 from sqla_watch.detectors.long_transaction import LongTransactionWarning
 from sqla_watch.detectors.n_plus_one import NPlusOneWarning
+from sqla_watch.detectors.over_budget import OverBudgetWarning
 from sqla_watch.detectors.oversized_result import OversizedResultWarning
 from sqla_watch.detectors.pool_wait import PoolWaitWarning
 from sqla_watch.detectors.query_in_loop import QueryInLoopWarning
@@ -47,7 +49,7 @@ from sqla_watch.findings import (
 )
 from sqla_watch.ignores import Ignore, ignore, unused_ignores
 from sqla_watch.installation import Watch, install, uninstall
-from sqla_watch.scopes import Scope, current_scope, scope
+from sqla_watch.scopes import Scope, carry, current_scope, scope
 from sqla_watch.settings import Action, Profile, RuleSettings, Settings, SettingsError
 from sqla_watch.snapshot import OpenConnection, PoolState, Snapshot, dump, dump_on_signal
 
@@ -57,6 +59,7 @@ __all__ = [
     "Action",
     "AsyncLazyLoadWarning",
     "BlockingCallWarning",
+    "Budget",
     "CartesianJoinWarning",
     "ColumnLoadLoopWarning",
     "DatabaseErrorWarning",
@@ -73,6 +76,7 @@ __all__ = [
     "LongTransactionWarning",
     "NPlusOneWarning",
     "OpenConnection",
+    "OverBudgetWarning",
     "OversizedResultWarning",
     "PoolState",
     "PoolWaitWarning",
@@ -98,6 +102,7 @@ __all__ = [
     "Watch",
     "WideRowsWarning",
     "__version__",
+    "carry",
     "current_scope",
     "dump",
     "dump_on_signal",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from types import CodeType
 
+    from sqla_watch.budgets import Budget
     from sqla_watch.fingerprint import Fingerprint
     from sqla_watch.ignores import Ignore
     from sqla_watch.record import Record
@@ -604,6 +605,20 @@ class EngineConfiguration(NamedTuple):
     workers: int = 0
     """Processes with such a pool each, and the connections that the server has for them all; 0 where nobody asked."""
     max_connections: int = 0
+
+
+class Spent(NamedTuple):
+    """What a scope with a budget has cost."""
+
+    name: str
+    """Name of the scope."""
+    budget: Budget
+    statements: int
+    rows: int
+    database_seconds: float
+    wait_seconds: float
+    connections: int
+    transactions: int
 
 
 Fact: TypeAlias = Statement | Transaction | Wait | Held | Flush | SessionUse | MissingLoad | EngineConfiguration

@@ -31,6 +31,7 @@ from sqla_watch.facts import (
     RowCounter,
     SessionEvent,
     SessionUse,
+    Spent,
     Statement,
     StatementGroup,
     Transaction,
@@ -39,6 +40,7 @@ from sqla_watch.facts import (
 )
 
 if TYPE_CHECKING:
+    from sqla_watch.budgets import Budget
     from sqla_watch.fingerprint import Fingerprint
     from sqla_watch.ignores import Ignore
 
@@ -192,6 +194,7 @@ class Record:
         self.sessions: list[SessionUse] = []
         self.missing_loads: list[MissingLoad] = []
         self.engines: list[EngineConfiguration] = []
+        self.spent: list[Spent] = []
         self._reads = reads
         self._flushes: dict[Any, FlushGroup] = {}
         self._most_flushes: dict[Any, FlushGroup] = {}
@@ -225,6 +228,7 @@ class Record:
             ("sessions", self.sessions),
             ("missing_loads", self.missing_loads),
             ("engines", self.engines),
+            ("spent", self.spent),
             ("blocking", self._on_event_loop),
         )
         return [name for name, facts in kept if facts]
@@ -600,6 +604,21 @@ class Record:
         for runid, entry in zip(inner._runids, inner._loads, strict=True):
             self._remember(runid, entry)
 
+    def spend(self, name: str, budget: Budget) -> None:
+        """Note what was spent of a budget, now that all is known."""
+        self.spent.append(
+            Spent(
+                name,
+                budget,
+                self.statements,
+                self.rows,
+                self.database / 1e9,
+                self.wait / 1e9,
+                self.checkouts,
+                self.commits + self.rollbacks,
+            )
+        )
+
     def forget(self) -> None:
         """Let go of everything but the totals, once it has been judged."""
         for kept in (
@@ -616,6 +635,7 @@ class Record:
             self.sessions,
             self.missing_loads,
             self.engines,
+            self.spent,
         ):
             kept.clear()
         self.transactions = _Longest()

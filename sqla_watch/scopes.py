@@ -18,25 +18,34 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
 from types import CodeType, TracebackType
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from sqla_watch import registry
 from sqla_watch.facts import Fact
 from sqla_watch.findings import Finding, FindingRaised
 from sqla_watch.record import Record
 from sqla_watch.settings import Settings
+from sqla_watch.timeline import Timeline
 
-__all__ = ["Scope", "current_scope", "scope"]
+if TYPE_CHECKING:
+    from sqla_watch.budgets import Budget
+
+__all__ = ["UNSAMPLED", "Scope", "carry", "current_scope", "scope"]
 
 logger = logging.getLogger("sqla_watch")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 DIGEST = 128
 """Facts that a scope keeps before it adds them up: about 80 kB, which the processor's cache still holds."""
 
-UNITS = frozenset({"request", "task", "job"})
+UNITS = frozenset({"request", "task", "job", "websocket"})
 """Kinds of scopes that are a unit of work: what is open in one must not be in the next."""
+
+_MANY_THINGS = frozenset({"run", "test", "websocket"})
+"""Kinds of scopes that are not one unit: the same statement for many things is no loop there."""
 
 MOST_FINDINGS = 1_000
 """Findings of scopes inside of it that a scope keeps; they have been reported before, by their own scope."""
@@ -59,11 +68,14 @@ class Scope:
     """
 
     __slots__ = (
-        "_findings", "_lock", "_raised", "_record", "_token", "checkouts", "closed", "finished", "kind", "name",
-        "opened_by", "parent", "pending", "reads", "settings", "started", "started_at", "watched_raises",
+        "_findings", "_lock", "_raised", "_record", "_token", "budget", "checkouts", "closed", "finished",
+        "kind", "name", "opened_by", "parent", "pending", "reads", "settings", "started", "started_at",
+        "timeline", "watched_raises",
     )  # fmt: skip
 
-    def __init__(self, name: str, kind: str, settings: Settings, parent: Scope | None = None) -> None:
+    def __init__(
+        self, name: str, kind: str, settings: Settings, parent: Scope | None = None, timeline: int | None = None
+    ) -> None:
         self.name = name
         self.kind = kind
         """`block` for a `with` or decorator, `implicit` for a connection's checkout, or what an integration says."""
@@ -77,6 +89,11 @@ class Scope:
         """Of a unit of work, the function around it."""
         self.checkouts: set[Outliving] = set()
         """Of a unit of work, the connections that were taken in it and are still out."""
+        self.budget: Budget | None = None
+        """What it may cost at most."""
+        room = settings.timeline_room if timeline is None else timeline
+        self.timeline = Timeline(room) if room else None
+        """What was seen, one by one; None if that is not kept."""
         self.closed = False
         self.watched_raises = settings.raises
         """Rules that raise: then each statement is judged at once."""
@@ -174,16 +191,18 @@ class Scope:
         """Add up the pending facts. Any thread may call it; facts appended meanwhile stay for the next time."""
         with self._lock:
             if self._record is None:
-                # A program or a test is not one unit of work: it does the same for many things by its nature.
+                # A program, a test or a websocket does the same for many things by its nature.
                 above = self.parent.record if self.parent is not None else None
                 reads = None if self.kind == "implicit" else self.reads
                 self._record = Record(
-                    above, one_unit=self.kind not in ("run", "test"), in_unit=self.unit is not None, reads=reads
+                    above, one_unit=self.kind not in _MANY_THINGS, in_unit=self.unit is not None, reads=reads
                 )
                 self._record.take(registry.take_news())
             pending = self.pending
             number = len(pending)
             self._record.take(islice(pending, number))
+            if self.timeline is not None:
+                self.timeline.take(islice(pending, number))
             del pending[:number]
 
     def raise_now(self) -> None:
@@ -210,6 +229,8 @@ class Scope:
             return []
         self.finished = time.perf_counter_ns()
         record = self.record
+        if self.budget is not None:
+            record.spend(self.name, self.budget)
         found = judge(record, self.settings)
         for checkout in tuple(self.checkouts):
             checkout.outlived(self)
@@ -218,15 +239,17 @@ class Scope:
             self.closed = True
             self._findings = worst_first([*self._findings, *found]) if self._findings else found
         if self.parent is not None and not self.parent.closed:
-            self.parent.add_inner(record, found)
+            self.parent.add_inner(self, found)
         record.forget()
         return found
 
-    def add_inner(self, record: Record, findings: list[Finding]) -> None:
-        """Take over the totals and findings of a scope inside this one."""
+    def add_inner(self, inner: Scope, findings: list[Finding]) -> None:
+        """Take over the totals, findings and timeline of a scope inside this one."""
         own = self.record
         with self._lock:
-            own.add_totals(record)
+            own.add_totals(inner.record)
+            if self.timeline is not None and inner.timeline is not None:
+                self.timeline.add(inner.timeline)
             room = max(0, MOST_FINDINGS - len(self._findings))
             self._findings.extend(findings[:room])
             own.dropped += len(findings[room:])
@@ -251,7 +274,22 @@ class Scope:
             "transactions": self.transactions,
             "dropped": record.dropped,
             "findings": [finding.to_dict() for finding in self.findings],
+            **({} if self.timeline is None else {"timeline": self.timeline.to_dict(self.started)}),
         }
+
+    def to_html(self) -> str:
+        """Return the scope as one self-contained HTML document: findings, numbers, and a waterfall.
+
+        Raises:
+            PanelError: The extra `panel` is not installed.
+
+        Example::
+
+            Path("export.html").write_text(scope.to_html(), encoding="utf-8")
+        """
+        from sqla_watch.panel import report_page
+
+        return report_page([self.to_dict()], title=self.name)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -265,9 +303,10 @@ class scope:
         name: What it is, for those who read the report: `"nightly export"`.
         kind: What kind of thing it is: `block`, or `request`, `task`, `test` from an integration.
         settings: Settings to judge it by; those of the latest `install()` by default.
+        budget: What it may cost at most; more is a finding of `over-budget`.
 
     Raises:
-        TypeError: `name` is no string.
+        TypeError: `name` is no string, or `budget` no `Budget`.
         FindingRaised: At the end of the block, where a rule's action is `raise` and the block itself did not fail.
 
     Example::
@@ -280,16 +319,22 @@ class scope:
         async def send_invoices() -> None: ...
     """
 
-    def __init__(self, name: str, *, kind: str = "block", settings: Settings | None = None) -> None:
+    def __init__(
+        self, name: str, *, kind: str = "block", settings: Settings | None = None, budget: Budget | None = None
+    ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"scope() takes a name, as in scope('nightly export'), not {name!r}")
+        if budget is not None and not hasattr(budget, "limits"):
+            raise TypeError(f"scope() takes budget as sqla_watch.Budget(…), not {budget!r}")
         self._name = name
         self._kind = kind
         self._settings = settings
+        self._budget = budget
         self._open: list[Scope] = []
 
     def __enter__(self) -> Scope:
         opened = open_scope(self._name, self._kind, self._settings)
+        opened.budget = self._budget
         self._open.append(opened)
         return opened
 
@@ -304,21 +349,21 @@ class scope:
     def __call__(self, function: object) -> object: ...
     def __call__(self, function: Any) -> Any:
         """Return `function` with a scope around each of its calls; a generator's lasts until it ends."""
-        name, kind, settings = self._name, self._kind, self._settings
+        name, kind, settings, budget = self._name, self._kind, self._settings, self._budget
         if not callable(function):
             raise TypeError(f"@scope({name!r}) decorates a function, not {function!r}")
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def run(*args: Any, **kwargs: Any) -> Any:
-                with scope(name, kind=kind, settings=settings):
+                with scope(name, kind=kind, settings=settings, budget=budget):
                     return await function(*args, **kwargs)
 
         elif inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)
             async def run(*args: Any, **kwargs: Any) -> Any:
-                with scope(name, kind=kind, settings=settings):
+                with scope(name, kind=kind, settings=settings, budget=budget):
                     async for value in function(*args, **kwargs):
                         yield value
 
@@ -326,17 +371,54 @@ class scope:
 
             @functools.wraps(function)
             def run(*args: Any, **kwargs: Any) -> Any:
-                with scope(name, kind=kind, settings=settings):
+                with scope(name, kind=kind, settings=settings, budget=budget):
                     return (yield from function(*args, **kwargs))
 
         else:
 
             @functools.wraps(function)
             def run(*args: Any, **kwargs: Any) -> Any:
-                with scope(name, kind=kind, settings=settings):
+                with scope(name, kind=kind, settings=settings, budget=budget):
                     return function(*args, **kwargs)
 
         return run
+
+
+UNSAMPLED = Scope("not in the sample", "unsampled", Settings(timeline=0))
+"""Stands for a request that is not watched: it is closed, and nothing that comes in it makes a scope of its own."""
+UNSAMPLED.closed = True
+
+
+def carry(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return `function` so that it runs in the scope that is open here, also in another thread.
+
+    Threads and executors begin with an empty context. `asyncio.to_thread` and tasks take the context with them by
+    themselves; so does `contextvars.copy_context().run`, with all of its variables, where this takes the scope only.
+
+    Args:
+        function: What another thread will call.
+
+    Raises:
+        TypeError: `function` cannot be called.
+
+    Example::
+
+        with sqla_watch.scope("report"), ThreadPoolExecutor() as executor:
+            executor.map(sqla_watch.carry(totals_of), range(12))
+    """
+    if not callable(function):
+        raise TypeError(f"carry() takes a function, not {function!r}")
+    carried = current.get()
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        token = current.set(carried)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            current.reset(token)
+
+    return run
 
 
 def current_scope() -> Scope | None:
@@ -347,12 +429,15 @@ def current_scope() -> Scope | None:
     return found
 
 
-def open_scope(name: str, kind: str, settings: Settings | None = None) -> Scope:
-    """Open a scope in the running context, inside of the one that is open there."""
+def open_scope(name: str, kind: str, settings: Settings | None = None, *, timeline: int | None = None) -> Scope:
+    """Open a scope in the running context, inside of the one that is open there.
+
+    `timeline` is how many statements, waits and transactions it keeps one by one, if not as many as its settings say.
+    """
     parent = current_scope()
     if settings is None:
         settings = parent.settings if parent is not None else registry.active_settings()
-    opened = Scope(name, kind, settings, parent)
+    opened = Scope(name, kind, settings, parent, timeline)
     if kind in UNITS:
         opened.opened_by = sys._getframe(2).f_code
     opened._token = current.set(opened)

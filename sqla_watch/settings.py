@@ -22,6 +22,9 @@ __all__ = ["Action", "Profile", "RuleSettings", "Settings", "SettingsError"]
 
 Number: TypeAlias = int | float
 ENVIRONMENT_PREFIX = "SQLA_WATCH_"
+TIMELINE = 5_000
+"""Facts that a scope keeps one by one in development; some 300 bytes each."""
+MOST_TIMELINE = 1_000_000
 
 
 class SettingsError(SqlaWatchError, ValueError):
@@ -80,6 +83,8 @@ class Settings:
         user_code: Path prefixes or package names that are the user's own code although they lie among libraries.
         library_code: Path prefixes or package names that are not the user's own code although they lie elsewhere.
         implicit_scopes: Whether a connection's checkout outside of any scope makes one of its own.
+        timeline: Statements, waits and transactions that a scope keeps one by one, for the waterfall of an HTML report;
+            by default 5,000 in development and none in test and production.
         watchdog_seconds: Seconds between two looks of the watchdog's thread at connections that are out; 0 for none.
 
     Raises:
@@ -96,6 +101,7 @@ class Settings:
     library_code: tuple[str, ...] = ()
     implicit_scopes: bool = True
     watchdog_seconds: float = 0.05
+    timeline: int | None = None
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
@@ -111,6 +117,7 @@ class Settings:
         if not isinstance(self.implicit_scopes, bool):
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
         object.__setattr__(self, "watchdog_seconds", _watchdog_seconds(source, self.watchdog_seconds))
+        _check_timeline(source, self.timeline)
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
         rules = _resolve(source, Profile(profile), self.rules)
@@ -118,6 +125,13 @@ class Settings:
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
+
+    @property
+    def timeline_room(self) -> int:
+        """How many statements, waits and transactions a scope keeps one by one."""
+        if self.timeline is not None:
+            return self.timeline
+        return TIMELINE if self.profile == Profile.DEVELOPMENT else 0
 
     def rule(self, rule: str) -> RuleSettings:
         """Return the action and thresholds of a rule.
@@ -180,6 +194,8 @@ def _with(settings: Settings, source: _Source) -> Settings:
             if not isinstance(value, bool):
                 raise _wrong_type(source.name, key, value, "true or false")
             changes[key] = value
+        elif key == "timeline":
+            changes[key] = _check_timeline(source.name, value)
         elif key == "watchdog_seconds":
             changes[key] = _watchdog_seconds(source.name, value)
         elif key == "profile":
@@ -269,6 +285,14 @@ def _wrong_type(source: str, key: str, value: object, wanted: str) -> SettingsEr
     return SettingsError(f"{source}: {key} is {value!r} ({type(value).__name__}), but must be {wanted}")
 
 
+def _check_timeline(source: str, value: object) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise _wrong_type(source, "timeline", value, "a whole number")
+    if value is not None and not 0 <= value <= MOST_TIMELINE:
+        raise SettingsError(f"{source}: timeline is {value!r}, but must be from 0 to {MOST_TIMELINE}")
+    return value
+
+
 def _watchdog_seconds(source: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(source, "watchdog_seconds", value, "a number")
@@ -318,7 +342,12 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
     from sqla_watch.detectors import RULES
 
     plain = {"PROFILE": "profile", "USER_CODE": "user_code", "LIBRARY_CODE": "library_code"}
-    names = {**plain, "IMPLICIT_SCOPES": "implicit_scopes", "WATCHDOG_SECONDS": "watchdog_seconds"}
+    names = {
+        **plain,
+        "IMPLICIT_SCOPES": "implicit_scopes",
+        "WATCHDOG_SECONDS": "watchdog_seconds",
+        "TIMELINE": "timeline",
+    }
     for rule, detector in RULES.items():
         stem = rule.upper().replace("-", "_")
         names[stem] = f"{rule}/action"
@@ -347,6 +376,8 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
             if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
                 raise _wrong_type(source, setting, text, "true or false")
             values[setting] = text.lower() in ("true", "1", "yes", "on")
+        elif setting == "timeline":
+            values[setting] = _check_timeline(source, _number(source, setting, text))
         elif setting == "watchdog_seconds":
             values[setting] = _watchdog_seconds(source, _number(source, setting, text))
         elif setting == "profile":

@@ -17,7 +17,6 @@ from math import inf
 from typing import Any
 
 from sqla_watch.findings import Finding
-from sqla_watch.record import Record
 from sqla_watch.reporters.terminal import Told, cost_seconds, worst_first
 from sqla_watch.scopes import Scope, current
 
@@ -39,9 +38,9 @@ class CommandScope(Scope):
 
     __slots__ = ()
 
-    def add_inner(self, record: Record, findings: list[Finding]) -> None:
+    def add_inner(self, inner: Scope, findings: list[Finding]) -> None:
         """Take over the totals of a scope inside this one."""
-        super().add_inner(record, [])
+        super().add_inner(inner, [])
 
 
 @contextmanager

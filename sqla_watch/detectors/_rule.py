@@ -19,6 +19,7 @@ from sqla_watch.facts import (
     MissingLoad,
     Repeat,
     SessionUse,
+    Spent,
     StatementGroup,
     Transaction,
     Wait,
@@ -74,6 +75,9 @@ class Facts(Protocol):
     def missing_loads(self) -> list[MissingLoad]: ...
     @property
     def engines(self) -> list[EngineConfiguration]: ...
+
+    @property
+    def spent(self) -> list[Spent]: ...
 
     @property
     def follows_attributes(self) -> bool: ...

@@ -38,7 +38,7 @@ from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
-from sqla_watch.scopes import DIGEST, Scope, close_scope, current, current_scope
+from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, current_scope
 
 _AT_WORK = frozenset({"do_execute", "timed", "fetchmany", "fetchall"})
 """Our functions around what the database does."""
@@ -203,6 +203,8 @@ class Checkout:
         """Return the scope that is open here; else this checkout's own, if it may have one."""
         scope = current.get()
         while scope is not None and scope.closed:
+            if scope is UNSAMPLED:
+                return None
             scope = scope.parent
         if scope is None and self.implicit:
             scope = self.scope
