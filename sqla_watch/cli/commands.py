@@ -12,7 +12,8 @@ import click
 import sqla_watch
 from sqla_watch.cli.errors import WrongInput
 from sqla_watch.cli.program import ProgramError
-from sqla_watch.reporters.json import JsonReportError
+from sqla_watch.panel import PanelError
+from sqla_watch.reporters.files import ReportError
 from sqla_watch.settings import SettingsError
 
 __all__ = ["commands", "start"]
@@ -24,7 +25,7 @@ INTERRUPTED = 130
 class _Commands(click.Group):
     """Subcommands in modules of their names, imported when they are asked for: `run` needs no demo."""
 
-    names = ("demo", "rules", "run")
+    names = ("demo", "report", "rules", "run")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.names)
@@ -70,6 +71,6 @@ def _read_command_line() -> Callable[[], None] | int | None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(INTERRUPTED)
-    except (JsonReportError, SettingsError, WrongInput) as error:
+    except (PanelError, ReportError, SettingsError, WrongInput) as error:
         _fail(error)
     return outcome  # type: ignore[no-any-return]

@@ -22,7 +22,10 @@ import sqla_watch
 from sqla_watch.callsite import user_code
 from sqla_watch.cli.program import Program, ProgramError
 from sqla_watch.cli.summary import CommandScope, Summary, open_scopes
-from sqla_watch.reporters import json
+from sqla_watch.cli.report import HTML
+from sqla_watch.panel import require_panel
+from sqla_watch.reporters import files, json
+from sqla_watch.reporters.files import ReportError
 from sqla_watch.reporters.terminal import Terminal, count, milliseconds
 from sqla_watch.scopes import current
 
@@ -42,6 +45,7 @@ MOST_SCOPES_SHOWN = 10
     help="Defaults of the rules: development, test or production. SQLA_WATCH_PROFILE and pyproject.toml win.",
 )
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON, too.")
+@click.option("--html", "html_path", metavar="FILE", help="Write the report as one HTML page, too.")
 @click.option(
     "--app",
     "applications",
@@ -55,6 +59,7 @@ MOST_SCOPES_SHOWN = 10
 def run(
     profile: str | None,
     json_path: str | None,
+    html_path: str | None,
     applications: tuple[str, ...],
     is_module: bool,
     target: str,
@@ -70,11 +75,15 @@ def run(
     if json_path is not None:
         json.check(json_path)
         json_path = os.path.abspath(json_path)  # the program may change the working directory
+    if html_path is not None:
+        require_panel()
+        files.check(html_path, HTML)
+        html_path = os.path.abspath(html_path)
     own_code = [_application(each) for each in applications]
     settings = sqla_watch.Settings(profile=profile) if profile is not None else None
     watch = sqla_watch.install(settings=settings)
     _add_user_code(watch, own_code)
-    return Run(program, watch, json_path).start
+    return Run(program, watch, json_path, html_path).start
 
 
 def _application(name: str) -> str:
@@ -100,9 +109,17 @@ class Run:
         program: What to run.
         watch: The installation that watches every engine.
         json_path: Where the JSON report goes, if anywhere.
+        html_path: Where the HTML report goes, if anywhere.
     """
 
-    def __init__(self, program: Program, watch: sqla_watch.Watch, json_path: str | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        watch: sqla_watch.Watch,
+        json_path: str | None = None,
+        html_path: str | None = None,
+    ) -> None:
+        self._html_path = html_path
         self._program = program
         self._watch = watch
         self._json_path = json_path
@@ -141,6 +158,7 @@ class Run:
                 with contextlib.suppress(OSError):  # nobody reads it any more
                     self._print(Terminal(file))
             self._write_json(file)
+            self._write_html(file)
 
     def _collect(self) -> None:
         """Close what the program left open, and take the probes off before the interpreter takes itself apart."""
@@ -213,7 +231,18 @@ class Run:
             return
         try:
             json.write(self._document(), self._json_path)
-        except json.JsonReportError as error:
+        except ReportError as error:
+            print(f"sqla-watch: {error}", file=errors)
+
+    def _write_html(self, errors: TextIO | None) -> None:
+        if self._html_path is None:
+            return
+        from sqla_watch.panel import PanelError, report_page
+
+        try:
+            page = report_page(self._summary.scopes, title=self._program.name)
+            files.write(page.encode("utf-8", "replace"), self._html_path, HTML)
+        except (PanelError, ReportError) as error:
             print(f"sqla-watch: {error}", file=errors)
 
     def _document(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ MOST_SCOPES = 1_000
 """Scopes that are kept; about 2 kB each, and 1 kB for each of their findings."""
 MOST_FINDINGS = 2_000
 """Different findings that are kept; about 2 kB each."""
+MOST_MOMENTS = 50_000
+"""Statements, waits and transactions that are kept one by one, in all scopes together; about 300 bytes each."""
 MOST_FINDINGS_OF_SCOPE = 100
 """Findings of one kept scope that are kept with it."""
 
@@ -126,6 +128,7 @@ class Summary:
         self._inner: dict[Scope, set[int]] = {}
         self._kept: list[tuple[tuple[float, float], int, dict[str, Any]]] = []
         self._order = count()
+        self._room = MOST_MOMENTS
 
     def add(self, scope: Scope) -> None:
         """Take a scope that was closed."""
@@ -183,12 +186,23 @@ class Summary:
         """Keep a scope if it is among those with the most findings or, of these, the longest."""
         weight = (inf if isinstance(scope, CommandScope) else findings, scope.duration_seconds)
         if len(self._kept) < MOST_SCOPES:
-            heapq.heappush(self._kept, (weight, next(self._order), _trimmed(scope)))
+            heapq.heappush(self._kept, (weight, next(self._order), self._trimmed(scope)))
         elif weight > self._kept[0][0]:
-            heapq.heapreplace(self._kept, (weight, next(self._order), _trimmed(scope)))
+            *_, gone = heapq.heapreplace(self._kept, (weight, next(self._order), self._trimmed(scope)))
+            self._room += _moments(gone)
+
+    def _trimmed(self, scope: Scope) -> dict[str, Any]:
+        """Return a scope's report, cut to what there is room for."""
+        report = scope.to_dict()
+        del report["findings"][MOST_FINDINGS_OF_SCOPE:]
+        moments = _moments(report)
+        if moments > self._room:
+            del report["timeline"]
+        else:
+            self._room -= moments
+        return report
 
 
-def _trimmed(scope: Scope) -> dict[str, Any]:
-    report = scope.to_dict()
-    del report["findings"][MOST_FINDINGS_OF_SCOPE:]
-    return report
+def _moments(report: dict[str, Any]) -> int:
+    """Return how many statements, waits and transactions a scope's report has one by one."""
+    return len(report["timeline"]["entries"]) if "timeline" in report else 0

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import random
 import re
+import sys
 import time
 from collections.abc import Mapping
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
+from sqla_watch import registry
 from sqla_watch.budgets import Budget, check_budgets
+from sqla_watch.findings import FindingRaised
 from sqla_watch.scopes import UNSAMPLED, Scope, close_scope, current, open_scope
-from sqla_watch.settings import Settings, SettingsError
+from sqla_watch.settings import Profile, Settings, SettingsError
 
 if TYPE_CHECKING:
     from sqla_watch.panel import Panel
@@ -26,10 +29,19 @@ TIMELINE = 10_000
 """Statements, waits and transactions of one request that the panel shows one by one."""
 _LONGEST_NAME = 200
 _MOST_SEGMENTS = 12
-_NUMBER = re.compile(r"[0-9]+\Z")
+_NUMBER = re.compile(r"[-+]?[0-9]+(?:[-.,:_][0-9]+)*\Z")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}\Z")
-_TOKEN = re.compile(r"(?=[^/]*[0-9])[0-9A-Za-z_\-.~%=+]{20,}\Z|[0-9a-fA-F]{12,}\Z|[^/]{60,}\Z")
-"""What is one thing of many, and may be a secret: a long word with digits in it, or a very long one."""
+_WORD = re.compile(r"(?:[^\W\d_]|[-_.]){1,60}\Z")
+_WORD_WITH_NUMBER = re.compile(
+    r"[a-z]{1,8}[0-9]{1,3}\Z|[0-9]{1,2}[a-z]{1,8}\Z|v[0-9]{1,3}(?:[._-]?[0-9a-z]{1,5}){0,2}\Z"
+)
+"""`oauth2`, `2fa`, `v1.2`"""
+_HEXADECIMAL = re.compile(r"[a-fA-F]{12,}\Z")
+_LONG_WORD = 16
+_ROUTE = re.compile(r"[A-Z?-]+ /")
+"""How the name of a request begins."""
+_randomly = random.Random()
+"""Our own: the application's generator gives the application the same numbers as without us."""
 
 
 def path_pattern(path: str) -> str:
@@ -38,10 +50,11 @@ def path_pattern(path: str) -> str:
     >>> path_pattern("/orders/17/items/9f0c1d2e-0000-4000-8000-000000000001")
     '/orders/{number}/items/{uuid}'
     """
-    segments = path.split("/", _MOST_SEGMENTS + 1)
+    segments = path.split("/", _MOST_SEGMENTS)
+    shown = [_segment(segment) for segment in segments[:_MOST_SEGMENTS]]
     if len(segments) > _MOST_SEGMENTS:
-        segments[_MOST_SEGMENTS:] = ["…"]
-    return "/".join(map(_segment, segments))[:_LONGEST_NAME] or "/"
+        shown.append("…")
+    return "/".join(shown)[:_LONGEST_NAME] or "/"
 
 
 def _segment(segment: str) -> str:
@@ -49,9 +62,19 @@ def _segment(segment: str) -> str:
         return "{number}"
     if _UUID.match(segment):
         return "{uuid}"
-    if _TOKEN.match(segment):
-        return "{token}"
-    return segment if segment.isprintable() else "{token}"
+    return segment if not segment or _is_word(segment) else "{token}"
+
+
+def _is_word(segment: str) -> bool:
+    """Whether a segment is a word of the application's, and not one thing of many, or a secret."""
+    if not _WORD.match(segment):
+        return _WORD_WITH_NUMBER.match(segment) is not None
+    if _HEXADECIMAL.match(segment):
+        return False
+    if len(segment) < _LONG_WORD:
+        return True
+    capitals = sum(map(str.isupper, segment))  # a secret without a digit has them everywhere
+    return capitals * 3 <= len(segment) or segment.isupper()
 
 
 class Requests:
@@ -74,7 +97,12 @@ class Requests:
         settings: Settings | None,
     ) -> None:
         source = "SqlaWatchMiddleware"
-        self.budgets = check_budgets(source, budgets or {})
+        self.budgets = check_budgets(source, budgets if budgets is not None else {})
+        for name in self.budgets:
+            if not _ROUTE.match(name):
+                raise SettingsError(
+                    f"{source}: a budget is for {name!r}, but must be for a method and a route, as 'GET /orders'"
+                )
         if default_budget is not None and not isinstance(default_budget, Budget):
             raise SettingsError(f"{source}: default_budget is {default_budget!r}, but must be a Budget(…)")
         self.default_budget = default_budget
@@ -94,7 +122,12 @@ class Requests:
 
     def begin(self, method: str, path: str, kind: str = "request") -> Request:
         """Open the scope of a request in the running context."""
-        return Request(self, method, path, kind)
+        request = Request(self, method, path, kind)
+        try:
+            request.open()
+        except Exception:  # the application is served all the same
+            logger.exception("sqla_watch: the scope of a request could not be opened; please report this")
+        return request
 
 
 def _panel(source: str, panel: object, token: str | None) -> Panel | None:
@@ -114,7 +147,7 @@ def _panel(source: str, panel: object, token: str | None) -> Panel | None:
 class Request:
     """One request under watch."""
 
-    __slots__ = ("_requests", "_started", "_token", "kind", "method", "path", "route", "scope", "status")
+    __slots__ = ("_requests", "_started", "_token", "kind", "method", "outside", "path", "route", "scope", "status")
 
     def __init__(self, requests: Requests, method: str, path: str, kind: str) -> None:
         self._requests = requests
@@ -124,14 +157,22 @@ class Request:
         self.route = ""
         """The route's template, if the framework has told."""
         self.status = 0
+        """The status of the response; 500 where an exception was raised instead of one."""
         self.scope: Scope | None = None
         """None for a request that is not in the sample."""
+        self.outside = current.get()
+        """The scope around it."""
         self._started = time.perf_counter_ns()
         self._token: Token[Scope | None] | None = None
+
+    def open(self) -> None:
+        """Open its scope in the running context, if it is in the sample."""
+        requests = self._requests
         rate = requests.sample_rate
-        if rate >= 1 or random.random() < rate:
+        if rate >= 1 or _randomly.random() < rate:
             room = TIMELINE if requests.panel is not None else None
-            self.scope = open_scope("request", kind, requests.settings, timeline=room)
+            self.scope = open_scope("request", self.kind, requests.settings, timeline=room)
+            self.scope.opened_by = sys._getframe(2).f_code  # the middleware's, which is on the stack until the end
         else:
             self._token = current.set(UNSAMPLED)
 
@@ -144,57 +185,77 @@ class Request:
     @property
     def server_timing(self) -> str:
         """The value of the header Server-Timing (https://www.w3.org/TR/server-timing/): durations in milliseconds."""
-        scope = self.scope
-        if scope is None:
+        try:
+            return "" if self.scope is None else _server_timing(self.scope)
+        except Exception:
+            logger.exception("sqla_watch: Server-Timing could not be written; please report this")
             return ""
-        statements = scope.statements
-        plural = "" if statements == 1 else "s"
-        parts = [f'db;dur={scope.database_seconds * 1e3:.1f};desc="{statements} statement{plural}"']
-        if scope.commit_seconds:
-            parts.append(f'db_commit;dur={scope.commit_seconds * 1e3:.1f};desc="COMMIT and ROLLBACK"')
-        if scope.wait_seconds:
-            parts.append(f'db_wait;dur={scope.wait_seconds * 1e3:.1f};desc="waiting for the pool"')
-        return ", ".join(parts)
 
-    def end(self, error: BaseException | None = None) -> None:
-        """Close the scope; tell the panel.
+    def end(self, error: BaseException | None = None, *, quiet: bool = False) -> None:
+        """Close the scope; tell the panel. Called again it does nothing.
+
+        By then the response has been sent. An exception would make a server close the connection, on which the
+        client's next request may be on its way, so only the profile `test` has one.
+
+        Args:
+            error: What the application raised.
+            quiet: Whether nothing is to be raised at all, because there still is a response to be sent.
 
         Raises:
             FindingRaised: A rule's action is `raise`, and the request itself did not fail.
+            Warning: A filter makes an exception of a warning, and the request itself did not fail.
         """
-        requests = self._requests
         scope, self.scope = self.scope, None
-        if scope is None:
-            scope = self._unsampled(error)
-            if scope is None:
-                return
-            sampled = False
-        else:
-            sampled = True
-        scope.name = self.name
-        scope.budget = requests.budgets.get(scope.name, requests.default_budget if self.kind == "request" else None)
-        try:
-            close_scope(scope, error)
-        finally:
-            if requests.panel is not None:
-                requests.panel.add({**_facts(scope), "request": self._facts(error, sampled=sampled)})
-
-    def _unsampled(self, error: BaseException | None) -> Scope | None:
-        """Return a scope without facts for a request that was not in the sample but was slow or failed."""
         token, self._token = self._token, None
-        if token is None:
-            return None
+        sampled = scope is not None
+        if not self.status and isinstance(error, Exception):
+            self.status = 500
+        try:
+            if scope is None:
+                scope = None if token is None else self._unsampled(token, error)
+                if scope is None:
+                    return
+                quiet = True
+            scope.name = self.name
+            if sampled:
+                requests = self._requests
+                scope.budget = requests.budgets.get(
+                    scope.name, requests.default_budget if self.kind == "request" else None
+                )
+            close_scope(scope, error, quiet=quiet or scope.settings.profile != Profile.TEST)
+        except (FindingRaised, Warning):
+            raise
+        except Exception:
+            logger.exception("sqla_watch: the scope of a request could not be closed; please report this")
+        finally:
+            if scope is not None:
+                self._show(scope, error, sampled=sampled)
+
+    def _unsampled(self, token: Token[Scope | None], error: BaseException | None) -> Scope | None:
+        """Return a scope without facts for a request that was not in the sample but was slow or failed."""
         try:
             current.reset(token)
         except ValueError:  # ended in another context than it had begun in
             if current.get() is UNSAMPLED:
-                current.set(None)
-        slow = time.perf_counter_ns() - self._started >= self._requests.slow_seconds * 1e9
+                current.set(self.outside)
+        elapsed = time.perf_counter_ns() - self._started
+        slow = self.kind == "request" and elapsed >= self._requests.slow_seconds * 1e9  # a websocket is meant to last
         if not slow and error is None and self.status < 500:
             return None
-        scope = Scope("request", self.kind, self._requests.settings or UNSAMPLED.settings)
+        scope = Scope("request", self.kind, self._requests.settings or registry.active_settings(), timeline=0)
+        scope.started_at -= (scope.started - self._started) / 1e9
         scope.started = self._started
         return scope
+
+    def _show(self, scope: Scope, error: BaseException | None, *, sampled: bool) -> None:
+        """Hand the request to the panel, if there is one."""
+        panel = self._requests.panel
+        if panel is None:
+            return
+        try:
+            panel.add({**_facts(scope), "request": self._facts(error, sampled=sampled)})
+        except Exception:
+            logger.exception("sqla_watch: a request could not be shown in the panel; please report this")
 
     def _facts(self, error: BaseException | None, *, sampled: bool) -> dict[str, Any]:
         return {
@@ -213,3 +274,14 @@ def _facts(scope: Scope) -> dict[str, Any]:
     except Exception:
         logger.exception("sqla_watch: a request could not be described; please report this")
         return {"name": scope.name}
+
+
+def _server_timing(scope: Scope) -> str:
+    statements = scope.statements
+    plural = "" if statements == 1 else "s"
+    parts = [f'db;dur={scope.database_seconds * 1e3:.1f};desc="{statements} statement{plural}"']
+    if scope.commit_seconds:
+        parts.append(f'db_commit;dur={scope.commit_seconds * 1e3:.1f};desc="COMMIT and ROLLBACK"')
+    if scope.wait_seconds:
+        parts.append(f'db_wait;dur={scope.wait_seconds * 1e3:.1f};desc="waiting for the pool"')
+    return ", ".join(parts)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_watch.budgets import Budget
-from sqla_watch.integrations._requests import PANEL_PATH, Request, Requests
+from sqla_watch.integrations._requests import PANEL_PATH, Request, Requests, logger, path_pattern
 from sqla_watch.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ _Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 class SqlaWatchMiddleware:
     """Opens a scope for each request, from its first byte to its last, background tasks included.
 
-    Put it outside of other middlewares, so that what they do with the database is seen, too.
+    Put it outside of other middlewares, so that what they do with the database is seen, too. What a rule with the
+    action `raise` finds when the request is over is raised in the profile `test` only; elsewhere it is a warning,
+    because the response has been sent by then.
 
     Args:
         app: The ASGI application.
@@ -92,28 +94,31 @@ class SqlaWatchMiddleware:
             request = self._requests.begin(str(scope.get("method") or ""), path)
         else:
             request = self._requests.begin("WS", path, "websocket")
-        error: BaseException | None = None
         try:
             await self.app(scope, receive, self._sending(send, request))
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
+        except BaseException as error:
             request.route = _route(scope, root)
             request.end(error)
+            raise
+        request.route = _route(scope, root)
+        request.end()
 
     def _sending(self, send: _Send, request: Request) -> _Send:
         """Return `send` with an eye on the status."""
         with_timing = self._requests.server_timing
 
         async def sending(message: _Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                request.status = int(message.get("status") or 0)
+            kind = message.get("type")
+            if kind == "http.response.start" or kind == "websocket.http.response.start":
+                status = message.get("status")
+                request.status = status if isinstance(status, int) else 0
                 if with_timing and (timing := request.server_timing):
                     headers = [*message.get("headers", ()), (b"server-timing", timing.encode("ascii"))]
                     message = {**message, "headers": headers}
-            elif message["type"] == "websocket.accept":
+            elif kind == "websocket.accept":
                 request.status = 101
+            elif kind == "websocket.close" and not request.status:  # not accepted
+                request.status = 403
             await send(message)
 
         return sending
@@ -131,15 +136,24 @@ def _is_below(path: str, root: str) -> bool:
 
 def _route(scope: _Scope, root: str) -> str:
     """Return the template of the route that the framework has chosen, empty if it does not tell."""
-    template = scope.get("path_template")  # Litestar
-    if isinstance(template, str):
-        return template
-    route = scope.get("route")  # Starlette, FastAPI
-    path = getattr(route, "path_format", None) or getattr(route, "path", None)
-    if not isinstance(path, str):
+    try:
+        template = scope.get("path_template")  # Litestar
+        if isinstance(template, str):
+            return template
+        route = scope.get("route")  # Starlette, FastAPI
+        if route is None:
+            return ""
+        context = (scope.get("fastapi") or {}).get("effective_route_context")
+        if getattr(context, "original_route", None) is route:  # with the prefixes of the routers that it is in
+            route = context
+        path = getattr(route, "path_format", None) or getattr(route, "path", None)
+        if not isinstance(path, str):
+            return ""
+        mounted = str(scope.get("root_path") or "")  # by now with the mounts that the route is below
+        return path_pattern(mounted[len(root) :]) + path if mounted.startswith(root) and mounted != root else path
+    except Exception:
+        logger.exception("sqla_watch: the route of a request could not be read; please report this")
         return ""
-    mounted = str(scope.get("root_path") or "")  # by now with the mounts that the route is below
-    return mounted[len(root) :] + path if mounted.startswith(root) else path
 
 
 async def _show(panel: Panel, scope: _Scope, path: str, root: str, send: _Send) -> None:

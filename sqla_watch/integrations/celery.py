@@ -6,6 +6,7 @@ https://docs.celeryq.dev/en/stable/userguide/signals.html
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ class _Tasks:
         try:
             scope = open_scope(str(getattr(task, "name", "") or "task"), "task", self.settings)
             scope.budget = self.budgets.get(scope.name, self.default_budget)
+            scope.opened_by = sys._getframe(2).f_code  # Celery's, around the task and the signals
             self._scopes[task_id] = scope
         except Exception:
             logger.exception("sqla_watch: the scope of a Celery task could not be opened; please report this")
@@ -79,10 +81,12 @@ def watch_tasks(
         sqla_watch.install(engine)
         sqla_watch.integrations.celery.watch_tasks()
     """
-    _tasks.budgets = check_budgets("watch_tasks()", budgets or {})
+    checked = check_budgets("watch_tasks()", budgets if budgets is not None else {})
     if default_budget is not None and not isinstance(default_budget, Budget):
         raise SettingsError(f"watch_tasks(): default_budget is {default_budget!r}, but must be a Budget(…)")
-    _tasks.default_budget = default_budget
+    if settings is not None and not isinstance(settings, Settings):
+        raise SettingsError(f"watch_tasks(): settings is {settings!r}, but must be sqla_watch.Settings(…)")
     _tasks.settings = None if settings is None else Settings.load(settings)
+    _tasks.budgets, _tasks.default_budget = checked, default_budget
     task_prerun.connect(_tasks.begin, weak=False, dispatch_uid="sqla_watch")
     task_postrun.connect(_tasks.end, weak=False, dispatch_uid="sqla_watch")

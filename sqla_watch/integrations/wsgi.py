@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqla_watch.budgets import Budget
-from sqla_watch.integrations._requests import PANEL_PATH, Request, Requests
+from sqla_watch.integrations._requests import PANEL_PATH, Request, Requests, logger, path_pattern
 from sqla_watch.scopes import current
 from sqla_watch.settings import Settings
 
@@ -27,7 +27,9 @@ _Application: TypeAlias = Callable[[Any, Any], Iterable[bytes]]
 class SqlaWatchMiddleware:
     """Opens a scope for each request, from its first byte to its last.
 
-    Put it outside of other middlewares, so that what they do with the database is seen, too.
+    Put it outside of other middlewares, so that what they do with the database is seen, too. What a rule with the
+    action `raise` finds when the request is over is raised in the profile `test` only; elsewhere it is a warning,
+    because the response has been sent by then.
 
     Args:
         app: The WSGI application.
@@ -84,27 +86,32 @@ class SqlaWatchMiddleware:
         if panel is not None and (path == PANEL_PATH or path.startswith(PANEL_PATH + "/")):
             return _show(panel, environ, path, start_response)
         request = self._requests.begin(str(environ.get("REQUEST_METHOD", "")), path)
+        root = environ.get("SCRIPT_NAME")
         try:
-            body = self.app(environ, self._starting(environ, start_response, request))
+            body = self.app(environ, self._starting(environ, start_response, request, root))
+            if type(body) is list or type(body) is tuple or _is_file(body, environ):  # nothing is left but to send it
+                request.end(quiet=True)
+                return body
+            pieces = iter(body)
         except BaseException as error:
+            request.route = request.route or _route(environ, root)
             request.end(error)
             raise
-        if isinstance(body, list | tuple) or _is_file(body, environ):  # nothing is left to do but to send it
-            request.end()
-            return body
-        return _Body(body, request)
+        return (_SizedBody if hasattr(type(body), "__len__") else _Body)(body, pieces, request)
 
-    def _starting(self, environ: _Environ, start_response: _StartResponse, request: Request) -> _StartResponse:
+    def _starting(
+        self, environ: _Environ, start_response: _StartResponse, request: Request, root: object
+    ) -> _StartResponse:
         """Return `start_response` with an eye on status and route."""
         with_timing = self._requests.server_timing
 
-        def starting(status: str, headers: list[tuple[str, str]], *further: Any) -> Any:
-            number = status[:3]
-            request.status = int(number) if number.isdigit() else 0
-            request.route = request.route or _route(environ)
+        def starting(status: str, headers: list[tuple[str, str]], *further: Any, **named: Any) -> Any:
+            number = str(status)[:3]
+            request.status = int(number) if number.isascii() and number.isdigit() else 0
+            request.route = request.route or _route(environ, root)
             if with_timing and (timing := request.server_timing):
                 headers = [*headers, ("Server-Timing", timing)]
-            return start_response(status, headers, *further)
+            return start_response(status, headers, *further, **named)
 
         return starting
 
@@ -112,12 +119,11 @@ class SqlaWatchMiddleware:
 class _Body:
     """A body that is made while it is sent: each piece in the request's scope, which ends with the last."""
 
-    def __init__(self, body: Iterable[bytes], request: Request) -> None:
+    def __init__(self, body: Iterable[bytes], pieces: Iterator[bytes], request: Request) -> None:
         self._body = body
-        self._pieces = iter(body)
+        self._pieces = pieces
         self._request = request
         self._scope = current.get()
-        self._outside = None if self._scope is None else self._scope.parent
         self._leave()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -138,21 +144,35 @@ class _Body:
     def close(self) -> None:
         """Close the application's body, and with it the scope. Servers call this also when the client is gone."""
         current.set(self._scope)
-        error: BaseException | None = None
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
                 close()
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
+        except BaseException as error:
             self._request.end(error)
+            raise
+        else:
+            self._request.end()
+        finally:
+            self._leave()
+
+    def __del__(self) -> None:
+        """End the scope also where nobody called `close`: a test client, a server that lost its client."""
+        self._request.end(quiet=True)
+        self._leave()
 
     def _leave(self) -> None:
         """Between two pieces the server may serve others in this thread."""
         if current.get() is self._scope:
-            current.set(self._outside)
+            current.set(self._request.outside)
+
+
+class _SizedBody(_Body):
+    """A body that knows how many pieces it has: of one alone a server takes the length for a header."""
+
+    def __len__(self) -> int:
+        size: int = len(self._body)  # type: ignore[arg-type]
+        return size
 
 
 def _text(value: object) -> str:
@@ -166,14 +186,20 @@ def _is_file(body: object, environ: _Environ) -> bool:
     return isinstance(wrapper, type) and isinstance(body, wrapper)
 
 
-def _route(environ: _Environ) -> str:
+def _route(environ: _Environ, root: object) -> str:
     """Return the template of the route that the framework has chosen, empty if it does not tell."""
-    for key, names in (("werkzeug.request", ("url_rule", "rule")), ("bottle.route", ("rule",))):  # Flask; Bottle
-        found = environ.get(key)
-        for name in names:
-            found = getattr(found, name, None)
-        if isinstance(found, str):
-            return found
+    try:
+        for key, names in (("werkzeug.request", ("url_rule", "rule")), ("bottle.route", ("rule",))):  # Flask; Bottle
+            found = environ.get(key)
+            for name in names:
+                found = getattr(found, name, None)
+            if isinstance(found, str):
+                root, mounted = _text(root or ""), _text(environ.get("SCRIPT_NAME", ""))
+                if mounted != root and mounted.startswith(root):  # the application is mounted in another
+                    return path_pattern(mounted[len(root) :]) + found
+                return found
+    except Exception:
+        logger.exception("sqla_watch: the route of a request could not be read; please report this")
     return ""
 
 

@@ -59,22 +59,18 @@ Other versions may add keys. A key is not removed, and does not change its meani
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import sqla_watch
-from sqla_watch.findings import SqlaWatchError
+from sqla_watch.reporters import files
+from sqla_watch.reporters.files import ReportError
 
-__all__ = ["SCHEMA", "JsonReportError", "check", "document", "write"]
+__all__ = ["SCHEMA", "check", "document", "read", "write"]
 
 SCHEMA = 1
-
-
-class JsonReportError(SqlaWatchError):
-    """The report cannot be written; the message names the path and says why."""
+_WHAT = "JSON report"
 
 
 def document(scopes: Iterable[Mapping[str, Any]], **further: Any) -> dict[str, Any]:
@@ -97,57 +93,41 @@ def check(path: str) -> None:
     """Look whether a report can be written, without leaving anything behind.
 
     Raises:
-        JsonReportError: It cannot.
+        ReportError: It cannot.
     """
-    if os.path.isdir(path):
-        raise JsonReportError(f"cannot write the JSON report to {path!r}: it is a directory")
-    try:
-        if _is_replaceable(path):
-            os.unlink(_write_beside(path, b""))
-        else:
-            with open(path, "ab"):
-                pass
-    except OSError as error:
-        raise JsonReportError(f"cannot write the JSON report to {path!r}: {error.strerror}") from error
+    files.check(path, _WHAT)
 
 
 def write(report: Mapping[str, Any], path: str) -> None:
-    """Write a report as UTF-8, whole or not at all: readers never see a half of it.
+    """Write a report as UTF-8, whole or not at all.
 
     Raises:
-        JsonReportError: It cannot be written.
+        ReportError: It cannot be written.
     """
     # A file name that is no UTF-8 has lone surrogates; written out they are JSON's own escapes.
     content = json.dumps(report, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace") + b"\n"
+    files.write(content, path, _WHAT)
+
+
+def read(path: str) -> dict[str, Any]:
+    """Read a report.
+
+    Returns:
+        The document, of which `scopes` is a list; nothing further has been looked at.
+
+    Raises:
+        ReportError: There is none, or it is not one that this version can read.
+    """
     try:
-        if not _is_replaceable(path):
-            with open(path, "wb") as file:
-                file.write(content)
-            return
-        beside = _write_beside(path, content)
-        try:
-            os.replace(beside, os.path.realpath(path))
-        except OSError:
-            os.unlink(beside)
-            raise
+        with open(path, "rb") as file:
+            report = json.load(file)
     except OSError as error:
-        raise JsonReportError(f"cannot write the JSON report to {path!r}: {error.strerror}") from error
-
-
-def _is_replaceable(path: str) -> bool:
-    """Whether a path is, or will be, an ordinary file; a device or a pipe is written to and stays what it is."""
-    return not os.path.exists(path) or os.path.isfile(path)
-
-
-def _write_beside(path: str, content: bytes) -> str:
-    """Write a new file into the folder of a path, with the usual permissions, and return its name."""
-    folder = os.path.dirname(os.path.realpath(path))
-    beside = os.path.join(folder, f".sqla_watch_{secrets.token_hex(8)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-    except OSError:
-        if os.path.exists(beside):
-            os.unlink(beside)
-        raise
-    return beside
+        raise ReportError(f"cannot read the {_WHAT} {path!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"cannot read the {_WHAT} {path!r}: it is no JSON: {error}") from error
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if not isinstance(report, dict) or schema is None or not isinstance(report.get("scopes"), list):
+        raise ReportError(f"cannot read {path!r}: it is no report of sqla-watch; make one with sqla-watch run --json")
+    if schema != SCHEMA:
+        raise ReportError(f"cannot read {path!r}: its schema is {schema!r}, and this version reads {SCHEMA}")
+    return report
