@@ -98,6 +98,14 @@ class Scope:
         return scope
 
     @property
+    def in_test(self) -> bool:
+        """Whether it is part of a test."""
+        scope: Scope | None = self
+        while scope is not None and scope.kind != "test":
+            scope = scope.parent
+        return scope is not None
+
+    @property
     def record(self) -> Record:
         """Everything seen so far, added up."""
         self.digest()

@@ -10,6 +10,7 @@ import sys
 import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
+from types import FrameType
 from typing import Any
 from weakref import ref
 
@@ -25,7 +26,7 @@ from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.probes.owner import Frames, Owner
 from sqla_watch.probes.watchdog import watchdog
-from sqla_watch.scopes import current_scope
+from sqla_watch.scopes import Scope, current_scope
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
@@ -213,8 +214,14 @@ class _Request:
         return 0
 
 
-def holders_of(pool: Any, frames: Frames = sys._current_frames) -> tuple[Holder, ...]:
+def holders_of(pool: Any, frames: Frames | None = None) -> tuple[Holder, ...]:
     """Return who has the connections of a pool, those first that have had theirs longest."""
+    if frames is None:
+        now = sys._current_frames()
+
+        def frames() -> dict[int, FrameType]:
+            return now
+
     found = []
     for record_ref, pool_ref in list(_out.values()):
         record = record_ref() if pool_ref() is pool else None
@@ -271,7 +278,8 @@ def _taken(request: _Request, record: Any) -> None:
         outer = outer.outer
     checkout.outer = outer
     holding.set(checkout)
-    fact = _wait(request, wait, request.site or checkout.taken_at, _inside(outer, pool) if limited else None, checkout)
+    inside = _inside(outer, pool, unit) if limited else None
+    fact = _wait(request, wait, request.site or checkout.taken_at, inside, checkout)
     if scope is not None:
         scope.pending.append(fact)
         checkout.taken_in = scope
@@ -282,11 +290,16 @@ def _taken(request: _Request, record: Any) -> None:
     watchdog.watch(checkout)
 
 
-def _inside(outer: Checkout | None, pool: Any) -> Checkout | None:
-    """Return the innermost checkout around this one that is of the same pool."""
-    while outer is not None and (not outer.open or outer.pool is None or outer.pool() is not pool):
+def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout | None:
+    """Return the innermost checkout around this one that is of the same pool, and of the same unit of work.
+
+    What a test has open while it calls the application is nobody's in production.
+    """
+    while outer is not None:
+        if outer.open and outer.unit is unit and outer.pool is not None and outer.pool() is pool:
+            return outer
         outer = outer.outer
-    return outer
+    return None
 
 
 def _timed_out(request: _Request, error: BaseException) -> None:
@@ -299,7 +312,9 @@ def _timed_out(request: _Request, error: BaseException) -> None:
     if request.holders:
         error.add_note(_note(request.holders))
     site = request.site or call_site(sys._getframe(3))
-    fact = _wait(request, waited, site, _inside(holding.get(), request.pool), None)
+    scope = current_scope()
+    inside = _inside(holding.get(), request.pool, None if scope is None else scope.unit)
+    fact = _wait(request, waited, site, inside, None)
     tell(fact, name="connection", started=request.started)
 
 
