@@ -120,6 +120,8 @@ class Activity(NamedTuple):
     """Name of the callee's module."""
     computing: bool = False
     """Whether its thread had used the processor most of the time before."""
+    database: bool = False
+    """Whether the database was at work for it past SQLAlchemy, as for COPY."""
 
 
 class RowCounter:
@@ -436,6 +438,8 @@ class Holder(NamedTuple):
     last_finished: int = 0
     statements: int = 0
     """Statements of its transaction so far."""
+    in_unit: bool = False
+    """Whether the unit of work that took it lasts."""
 
 
 class Wait(NamedTuple):
@@ -450,7 +454,7 @@ class Wait(NamedTuple):
     max_overflow: int
     ignores: tuple[Ignore, ...]
     checkout: int = 0
-    """Serial number of the checkout that it led to."""
+    """Serial number of the checkout that it led to; 0 for none."""
     on_event_loop: bool = False
     """Whether a synchronous engine was asked in a thread where an event loop runs."""
     holders: tuple[Holder, ...] = ()

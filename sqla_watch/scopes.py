@@ -11,18 +11,18 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol, TypeVar, overload
 
 from sqla_watch import registry
 from sqla_watch.facts import Fact
 from sqla_watch.findings import Finding, FindingRaised
+from sqla_watch.flows import current_flow
 from sqla_watch.record import Record
 from sqla_watch.settings import Settings
 
@@ -73,8 +73,8 @@ class Scope:
         """Facts not yet added up; probes append to it."""
         self.reads: set[tuple[str, int | None]] = set()
         """Attributes that were read, by the number of the statement that loaded their object; where that is tracked."""
-        self.opened_by: CodeType | None = None
-        """Of a unit of work, the function around it."""
+        self.opened_by = 0
+        """Of a unit of work, the number of the task, or else thread, that has opened it."""
         self.checkouts: set[Outliving] = set()
         """Of a unit of work, the connections that were taken in it and are still out."""
         self.closed = False
@@ -362,7 +362,7 @@ def open_scope(name: str, kind: str, settings: Settings | None = None) -> Scope:
         settings = parent.settings if parent is not None else registry.active_settings()
     opened = Scope(name, kind, settings, parent)
     if kind in UNITS:
-        opened.opened_by = sys._getframe(2).f_code
+        opened.opened_by, _ = current_flow()
     opened._token = current.set(opened)
     return opened
 

@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from sqla_watch import registry
-from sqla_watch.activities import activity_of
+from sqla_watch.activities import activity_of, is_database
 from sqla_watch.callsite import location_of
 from sqla_watch.facts import (
     STARTED,
@@ -35,13 +35,15 @@ from sqla_watch.facts import (
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
+from sqla_watch.probes.owner import Frames, Owner, has_in_hands, inner_frames, is_running, user_codes
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current, current_scope
 
 _AT_WORK = frozenset({"do_execute", "timed", "fetchmany", "fetchall"})
 """Our functions around what the database does."""
+_ACTIVE = 1
+"""PQTRANS_ACTIVE of libpq: a command is in progress."""
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 GRACE = 1_000_000_000
 """Nanoseconds after the end of its unit of work from which on a connection that is still out was left."""
@@ -54,14 +56,19 @@ holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=Non
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
 
 
+def _no_record() -> None:
+    """Stands for a weak reference to nothing."""
+
+
 class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
         "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
-        "in_transactions", "kept", "looked", "open", "outer", "outlived_at", "outlived_scope", "owner",
-        "pinging", "pool", "processor_time", "quiet_since", "requested", "scope", "serial", "taken", "taken_at",
-        "taken_in", "transaction", "unit", "wait", "waits_before", "worked",
+        "in_transactions", "kept", "limited", "looked", "open", "outer", "outlived_at", "outlived_by_owner",
+        "outlived_scope", "owner", "pinging", "pool", "processor_time", "quiet_since", "record", "requested",
+        "scope", "serial", "taken", "taken_at", "taken_in", "transaction", "unit", "wait", "waiting",
+        "waits_before", "worked",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +80,9 @@ class Checkout:
         unit: Scope | None = None,
     ) -> None:
         self.serial = next_checkout()
+        self.record: Callable[[], Any] = _no_record
         self.pool = pool
-        """A weak reference to the pool."""
+        """Weak references to the pool's connection record, and the pool."""
         self.requested = requested
         self.taken = self.quiet_since = clock()
         """When the connection was got; and since when no transaction has been open."""
@@ -84,7 +92,7 @@ class Checkout:
         """The functions of that line and of those that had called it: while one runs, it may be in use."""
         if frame is not None:
             self.taken_at = CallSite(frame.f_code, frame.f_lasti)
-            self.codes = user_codes(frame, None if unit is None else unit.opened_by)
+            self.codes = user_codes(frame)
         self.depth = 1
         self.open = True
         self.owner = Owner()
@@ -102,6 +110,8 @@ class Checkout:
         self.looked = self.processor_time = 0
         """When the watchdog has looked, and the processor time of the owner's thread by then."""
         self.outlived_at = 0
+        self.outlived_by_owner = False
+        """Whether it was the thread or task of the unit of work itself that had taken it."""
         self.outlived_scope: Scope | None = None
         """The unit of work that has ended without returning it, and when, until that is told."""
         self.transaction: OpenTransaction | None = None
@@ -114,7 +124,11 @@ class Checkout:
         self.worked = self.in_transactions = self.connecting = self.pinging = 0
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
+        self.limited = True
+        """Whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
+        self.waiting = 0
+        """Requests of its owner, or of tasks that this has started, which wait for another connection."""
         self.activities: dict[int, list[Activity]] = {}
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
@@ -132,18 +146,19 @@ class Checkout:
         if now < since + watchdog.idle:
             return since + watchdog.idle
         stack = self.owner.stack(frames)
-        left = not is_running(self.codes, stack)
-        if left and self.outlived_scope is not None and now > self.outlived_at + GRACE:
+        left = self._is_left(stack)
+        database = self._driver_works()
+        if left and not database and self.outlived_scope is not None and now > self.outlived_at + GRACE:
             self._tell_left(now)
-        if self._is_working(stack):
+        if self.waiting or self._is_working(stack):
             return now + watchdog.idle
-        computing = bool(used) and (self.processor_time - used) * 2 > now - looked
+        computing = bool(used) and self.owner.has_thread and (self.processor_time - used) * 2 > now - looked
         activities = self.activities.get(since)
         if activities is None:
             if len(self.activities) >= _MOST_SPANS:
                 del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
             activities = self.activities[since] = []
-        activities.append(Activity(None) if left else activity_of(stack, computing=computing))
+        activities.append(Activity(None) if left else activity_of(stack, computing=computing, database=database))
         return now + (now - since) // 2
 
     def idle_since(self) -> int:
@@ -165,11 +180,13 @@ class Checkout:
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
         stack = self.owner.stack(frames)
         activity = activity_of(stack)
-        if self._is_working(stack):
-            state = HolderState.WORKING
-        elif any(frame.f_code.co_name == "_do_get" for frame in inner_frames(stack)):
+        if self.waiting:
             state = HolderState.WAITING
-        elif not is_running(self.codes, stack):
+        elif self.owner.task is not None and self._is_left(stack):  # it works with another connection
+            state, activity = HolderState.LEFT, Activity(self.taken_at)
+        elif self._is_working(stack) or is_database(activity) or self._driver_works():
+            state = HolderState.WORKING
+        elif self._is_left(stack):
             state, activity = HolderState.LEFT, Activity(self.taken_at)
         else:
             state = HolderState.IDLE_IN_TRANSACTION if in_transaction else HolderState.IDLE
@@ -186,7 +203,30 @@ class Checkout:
             0 if begun is None else begun[STARTED],
             self.idle_since(),
             statements,
+            self.unit is not None,
         )
+
+    def _is_left(self, stack: list[FrameType]) -> bool:
+        """Whether nobody has it in hands any more.
+
+        While its unit of work lasts, somebody may. After that all is over which the thread or task did in it, unless
+        it was used since; of others none of the functions must run that were there when it was taken.
+        """
+        if self.unit is not None:
+            return False
+        if self.outlived_at:
+            if self.idle_since() > self.outlived_at:
+                return False
+            if self.outlived_by_owner:
+                return not has_in_hands(stack, self.record())
+        return not is_running(self.codes, stack)
+
+    def _driver_works(self) -> bool:
+        """Whether the driver says that a command is running, as COPY past SQLAlchemy (psycopg, psycopg2)."""
+        driver = getattr(self.record(), "driver_connection", None)
+        if getattr(driver, "_listeners", None):  # asyncpg's
+            self.kept = True
+        return getattr(getattr(driver, "info", None), "transaction_status", None) == _ACTIVE
 
     def _is_working(self, stack: list[FrameType]) -> bool:
         """Whether the database is at work for this checkout, by what the user's innermost line has called."""
@@ -235,10 +275,10 @@ class Checkout:
         if transaction is None:
             return
         fact = transaction.ended(outcome, started, self.serial, self.owner.number, error)
+        self.kept = self.kept or transaction.kept or transaction.temporary
         if fact is None:
             return
         self.worked += fact.database + fact.ending
-        self.kept = self.kept or transaction.kept or transaction.temporary
         self._quiet_until(fact.started)
         self.quiet_since = fact.finished
         if fact.serial > 0:
@@ -271,7 +311,7 @@ class Checkout:
             self.in_transactions,
             self.connecting,
             self.pinging,
-            self.idle,
+            self.idle if self.limited else 0,
             tuple(self.activities.get(self.idle_started, ())),
             self.taken_at,
             waits - self.waits_before,
@@ -314,8 +354,10 @@ class Checkout:
         code around the unit may still return it."""
         self.unit = None
         self.taken_in = None
+        self.outlived_at = clock()
+        self.outlived_by_owner = unit.opened_by == self.owner.number
         if not unit.in_test:  # which may have handed its own session to the application
-            self.outlived_at, self.outlived_scope = clock(), unit
+            self.outlived_scope = unit
 
     def _tell_left(self, now: int) -> None:
         """Tell that it was not returned."""

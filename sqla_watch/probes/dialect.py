@@ -118,6 +118,7 @@ def _execute(door: Door, original: Any) -> Any:
                                 rows = context.cursor_fetch_strategy = CountingFetch()
                             else:
                                 rows = count_stream(context, cursor, checkout)
+                                finished = clock()  # its first rows were fetched with it
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(

@@ -6,46 +6,70 @@ Any thread may ask where another is; nothing of it is touched, and no frame is k
 from __future__ import annotations
 
 import sys
-from asyncio import Task, _get_running_loop, current_task
+from asyncio import Task
 from collections.abc import Callable, Iterator
-from threading import get_ident, get_native_id
+from threading import get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
 from typing import Any
 from weakref import ref
 
 from sqla_watch.callsite import USER, user_code
+from sqla_watch.flows import current_flow
 
-__all__ = ["Frames", "Owner", "inner_frames", "is_running", "user_codes"]
+__all__ = ["Frames", "Owner", "has_in_hands", "inner_frames", "is_running", "user_codes"]
 
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
 
 _DEEPEST = 200
+_IN_HANDS = {
+    "sqlalchemy.orm.session": ("Session",),
+    "sqlalchemy.engine.base": ("Connection",),
+    "sqlalchemy.ext.asyncio.session": ("AsyncSession",),
+    "sqlalchemy.ext.asyncio.engine": ("AsyncConnection",),
+}
 _NEAR = 12
 """Frames above the user's innermost one among which those are looked for that may have the connection in hands."""
 _HAS_THREAD_CLOCKS = sys.platform == "linux"
 """Whether the number of a thread gives its clock, and a wrong number an error (man 2 clock_getcpuclockid, kernel)."""
 
 
+class _Life:
+    """Lives as long as the thread whose it is."""
+
+    __slots__ = ("__weakref__",)
+
+
+_of_thread = local()
+
+
 class Owner:
     """The task, or else thread, that asked for a connection."""
 
-    __slots__ = ("native_thread", "number", "task", "thread")
+    __slots__ = ("_life", "native_thread", "number", "task", "thread")
 
     def __init__(self) -> None:
-        loop = _get_running_loop()
-        task = None if loop is None else current_task(loop)
-        self.thread = get_ident()
+        self.number, task = current_flow()
         self.task: ref[Task[Any]] | None = None if task is None else ref(task)
-        # Identifiers of threads are given to later ones again; the operating system's numbers are not, for long.
-        self.native_thread = get_native_id()
-        self.number = self.native_thread if task is None else id(task)
+        self.thread, self.native_thread = get_ident(), get_native_id()
+        life = getattr(_of_thread, "life", None)
+        if life is None:
+            life = _of_thread.life = _Life()
+        self._life = ref(life)
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether it has its thread now: a task that waits for something has not."""
+        if self.task is None:
+            return True
+        task = self.task()
+        return task is not None and bool(getattr(task.get_coro(), "cr_running", False))
 
     def stack(self, frames: Frames) -> list[FrameType]:
         """Return its frames, the innermost first: of its thread, or of the coroutines of its task."""
         if self.task is None:
-            return list(_thread(frames().get(self.thread)))
+            return self._of_thread(frames)
         task = self.task()
         if task is None or task.done():
             return []
@@ -59,8 +83,12 @@ class Owner:
                 found.insert(0, frame)
             awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
         if running:  # on its thread, at this moment: what its coroutine has called is there
-            return [*_thread(frames().get(self.thread)), *found]
+            return [*self._of_thread(frames), *found]
         return found
+
+    def _of_thread(self, frames: Frames) -> list[FrameType]:
+        """Return the frames of its thread; none if that is over, and another one has its identifier now."""
+        return [] if self._life() is None else list(_thread(frames().get(self.thread)))
 
     def processor_time(self) -> int:
         """Return the nanoseconds of a processor that its thread has used so far; 0 where that cannot be told."""
@@ -77,15 +105,40 @@ def is_running(codes: tuple[CodeType, ...], stack: list[FrameType]) -> bool:
     return not codes or any(frame.f_code in codes for frame in stack)
 
 
-def user_codes(frame: FrameType | None, outside: CodeType | None = None) -> tuple[CodeType, ...]:
-    """Return the user's functions from `frame` upwards, the innermost first, as far as they are near.
+def has_in_hands(stack: list[FrameType], record: Any) -> bool:
+    """Whether a function on a stack has a session or connection in a variable that is on a pool's connection record."""
+    kinds = tuple(
+        kind
+        for module, names in _IN_HANDS.items()
+        for name in names
+        if (kind := getattr(sys.modules.get(module), name, None)) is not None
+    )
+    for frame in stack:
+        if user_code.kind(frame.f_code.co_filename) != USER:
+            continue
+        for value in list(frame.f_locals.values()):
+            # By its type: a proxy or a mock would answer to anything, and an entity would load it.
+            if issubclass(type(value), kinds) and record in _records(value):
+                return True
+    return False
 
-    They end at `outside`, the function around the unit of work.
-    """
+
+def _records(value: Any) -> list[Any]:
+    """Return the pool's connection records that a session or connection has."""
+    value = getattr(value, "sync_session", None) or getattr(value, "sync_connection", None) or value
+    connections = [value]
+    if hasattr(value, "get_transaction") and hasattr(value, "identity_map"):
+        connections = list(getattr(value.get_transaction(), "_connections", ()))
+    fairies = [getattr(each, "_dbapi_connection", None) for each in connections]
+    return [getattr(fairy, "_connection_record", None) for fairy in fairies if fairy is not None]
+
+
+def user_codes(frame: FrameType | None) -> tuple[CodeType, ...]:
+    """Return the user's functions from `frame` upwards, the innermost first, as far as they are near."""
     codes: list[CodeType] = []
     kinds = user_code.kinds
     for _ in range(_NEAR):
-        if frame is None or frame.f_code is outside:
+        if frame is None:
             break
         if kinds.get(frame.f_code.co_filename) == USER:
             codes.append(frame.f_code)

@@ -85,12 +85,14 @@ def _watched(base: type) -> type:
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
-            request.ends()
             if state.on:
                 _guarded(state, _timed_out, request, error)
+            request.ends()
             raise
         except BaseException:
             request.ends()
+            if state.on and request.is_waiting:
+                _guarded(state, _given_up, request)
             raise
         request.ends()
         if state.on:
@@ -114,7 +116,7 @@ def _watched(base: type) -> type:
         if checkout is not None and checkout.depth <= 0:
             state = _state_of(self)
             if state.on:
-                _guarded(state, checkout.returned, state.waits)
+                _guarded(state, checkout.returned, state.waits + state.waiting)
 
     found = _classes[base] = type(
         base.__name__,
@@ -177,7 +179,7 @@ def waits_of(pool: Any) -> PoolWaits:
 class _Request:
     """A request for a connection of a pool, from asking to getting one, or none."""
 
-    __slots__ = ("holders", "is_waiting", "open", "pool", "site", "started", "state")
+    __slots__ = ("_outer", "holders", "is_waiting", "open", "pool", "site", "started", "state")
 
     def __init__(self, pool: Any, state: PoolWaits) -> None:
         self.pool = pool
@@ -188,6 +190,8 @@ class _Request:
         self.holders: tuple[Holder, ...] = ()
         """Who had the connections when the wait had become long; the watchdog looks."""
         self.is_waiting = False
+        self._outer: list[Checkout] = []
+        """What the same thread or task has out already while it waits for another one."""
         self.open = True
 
     def waits(self) -> None:
@@ -195,6 +199,12 @@ class _Request:
         self.site = call_site(sys._getframe(3))
         self.is_waiting = True
         self.state.waiting += 1
+        outer = holding.get()
+        while outer is not None:
+            if not outer.outlived_at:
+                outer.waiting += 1
+                self._outer.append(outer)
+            outer = outer.outer
         self.started = clock()
         watchdog.watch(self)
 
@@ -202,6 +212,8 @@ class _Request:
         """It has an answer."""
         self.open = False
         if self.is_waiting:
+            for outer in self._outer:
+                outer.waiting -= 1
             self.state.waiting -= 1
             self.state.waits += 1
             self.state.nanoseconds += clock() - self.started
@@ -240,6 +252,8 @@ def _note(holders: tuple[Holder, ...]) -> str:
         place = "no line of yours" if location is None else f"{location} in {location.function}"
         doing = doing_of_holder(holder)
         scope = f" ({holder.scope})" if holder.scope else ""
+        if holder.taken_is_over and (taken := location_of(holder.taken)) is not None and taken != location:
+            scope = f"; taken at {taken} in {taken.function}{scope}"
         place += f", {doing}" if doing else ""
         lines.append(f"  for {(now - holder.since) / 1e9:.1f} s, {holder.state}: {place}{scope}")
     if len(holders) > _MOST_NOTED:
@@ -266,9 +280,10 @@ def _taken(request: _Request, record: Any) -> None:
         started, registry.active_settings().implicit_scopes, ref(pool), locate(sys._getframe(3)), unit
     )
     checkout.connecting = connecting
-    checkout.waits_before = request.state.waits
-    _out[id(record)] = ref(record), checkout.pool
-    limited = getattr(pool, "_max_overflow", -1) >= 0
+    checkout.waits_before = request.state.waits + request.state.waiting
+    checkout.record = ref(record)
+    _out[id(record)] = checkout.record, checkout.pool
+    limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
     elif request.site is None and not _is_exhausted(pool):
@@ -283,7 +298,7 @@ def _taken(request: _Request, record: Any) -> None:
     if scope is not None:
         scope.pending.append(fact)
         checkout.taken_in = scope
-        if unit is not None:
+        if unit is not None and (limited or type(pool).__name__ == "NullPool"):
             unit.checkouts.add(checkout)
     else:
         checkout.wait = fact
@@ -296,7 +311,13 @@ def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout |
     What a test has open while it calls the application is nobody's in production.
     """
     while outer is not None:
-        if outer.open and outer.unit is unit and outer.pool is not None and outer.pool() is pool:
+        if (
+            outer.open
+            and outer.unit is unit
+            and not outer.outlived_at
+            and outer.pool is not None
+            and outer.pool() is pool
+        ):
             return outer
         outer = outer.outer
     return None
@@ -307,14 +328,24 @@ def _timed_out(request: _Request, error: BaseException) -> None:
 
     The exception gets a note that names the holders; nothing else of it is changed.
     """
-    waited = clock() - request.started
     request.holders = holders_of(request.pool)
     if request.holders:
         error.add_note(_note(request.holders))
-    site = request.site or call_site(sys._getframe(3))
+    _in_vain(request, request.site or call_site(sys._getframe(3)), timed_out=True)
+
+
+def _given_up(request: _Request) -> None:
+    """Whoever waited was cancelled, or had an error: there will be no checkout, either."""
+    if clock() - request.started >= SHORTEST_WAIT:
+        _in_vain(request, request.site, timed_out=False)
+
+
+def _in_vain(request: _Request, site: CallSite | None, *, timed_out: bool) -> None:
+    """Tell of a wait that led to nothing."""
+    waited = clock() - request.started
     scope = current_scope()
     inside = _inside(holding.get(), request.pool, None if scope is None else scope.unit)
-    fact = _wait(request, waited, site, inside, None)
+    fact = _wait(request, waited, site, inside, None)._replace(timed_out=timed_out)
     tell(fact, name="connection", started=request.started)
 
 
@@ -332,7 +363,7 @@ def _wait(
     return Wait(
         request.started,
         nanoseconds,
-        checkout is None,
+        False,
         site,
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),

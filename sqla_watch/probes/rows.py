@@ -332,4 +332,5 @@ def count_stream(context: Any, cursor: Any, checkout: Any) -> int | RowCounter:
     context.cursor_fetch_strategy = _CountingBuffer(
         _CountingCursor(cursor, counter, None), options, counter=counter, checkout=checkout
     )
+    counter.nanoseconds = 0  # the first rows come with the statement, and are part of its time
     return counter
