@@ -425,7 +425,7 @@ class Holder(NamedTuple):
     """Where its thread or task was; of one that was left, the line that took it."""
     state: HolderState
     since: int
-    """When the connection was asked for."""
+    """When the connection was got."""
     taken: CallSite | None
     """The line that took it, and whether its function is over."""
     taken_is_over: bool

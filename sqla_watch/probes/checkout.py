@@ -14,6 +14,7 @@ from itertools import count
 from time import perf_counter_ns as clock
 from types import CodeType, FrameType
 from typing import Any
+from weakref import ref
 
 from sqla_watch import registry
 from sqla_watch.activities import activity_of, is_database
@@ -35,7 +36,7 @@ from sqla_watch.facts import (
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, has_in_hands, inner_frames, is_running, user_codes
+from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, Scope, close_scope, current, current_scope
@@ -51,6 +52,9 @@ _MOST_SPANS = 8
 """Times without a statement whose activities a checkout keeps."""
 
 next_checkout: Callable[[], int] = count(1).__next__
+
+out: dict[int, tuple[ref[Any], ref[Any]]] = {}
+"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
 
 holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=None)
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
@@ -132,6 +136,15 @@ class Checkout:
         self.activities: dict[int, list[Activity]] = {}
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
+    def prepared(self, nanoseconds: int, *, opened: bool) -> None:
+        """The pool has pinged it, or opened it again, before it handed it out: only now it is in use."""
+        if opened:
+            self.connecting += nanoseconds
+        else:
+            self.pinging += nanoseconds
+        if not self.worked:
+            self.taken = self.quiet_since = clock()
+
     def look(self, now: int, frames: Frames) -> int:
         """See what the owner does, if it has sent no statement for long. Called by the watchdog's thread.
 
@@ -158,6 +171,7 @@ class Checkout:
             if len(self.activities) >= _MOST_SPANS:
                 del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
             activities = self.activities[since] = []
+        database = database or self._is_working(stack, for_any=True)
         activities.append(Activity(None) if left else activity_of(stack, computing=computing, database=database))
         return now + (now - since) // 2
 
@@ -195,7 +209,7 @@ class Checkout:
         return Holder(
             activity,
             state,
-            self.requested,
+            self.taken,
             self.taken_at,
             self.taken_at is not None and not is_running((self.taken_at.code,), stack),
             in_transaction,
@@ -218,7 +232,7 @@ class Checkout:
             if self.idle_since() > self.outlived_at:
                 return False
             if self.outlived_by_owner:
-                return not has_in_hands(stack, self.record())
+                return True
         return not is_running(self.codes, stack)
 
     def _driver_works(self) -> bool:
@@ -228,15 +242,15 @@ class Checkout:
             self.kept = True
         return getattr(getattr(driver, "info", None), "transaction_status", None) == _ACTIVE
 
-    def _is_working(self, stack: list[FrameType]) -> bool:
-        """Whether the database is at work for this checkout, by what the user's innermost line has called."""
+    def _is_working(self, stack: list[FrameType], *, for_any: bool = False) -> bool:
+        """Whether the database is at work for this checkout, or for any, by what the user's innermost line called."""
         for frame in inner_frames(stack):
             code = frame.f_code
             if code.co_name == "greenlet_spawn":  # the greenlet's own frames are not linked
                 return True
             if code.co_name in _AT_WORK and code.co_filename.startswith(_PROBES):
                 mine = frame.f_locals.get("checkout")
-                return mine is None or mine is self
+                return for_any or mine is None or mine is self
         return False
 
     def find_scope(self) -> Scope | None:
@@ -391,12 +405,27 @@ def tell(fact: Fact, checkout: Checkout | None = None, *, name: str, started: in
         close_scope(scope, quiet=True)
 
 
+def prepared(nanoseconds: int, *, opened: bool) -> None:
+    """The pool has pinged, or opened again, the connection that it is about to hand out."""
+    checkout = holding.get()
+    if checkout is not None and checkout.open and checkout.transaction is None:
+        checkout.prepared(nanoseconds, opened=opened)
+
+
 def checkout_of(record: Any) -> Checkout | None:
     """Return the checkout of a pool's connection record; makes one for a connection that was out before."""
     if record is None:
         return None
     found: Checkout | None = record.__dict__.get(RECORD_KEY)
     if found is None and getattr(record, "fairy_ref", None) is not None:
-        found = Checkout(clock(), any(watch.settings.implicit_scopes for watch in registry.watches[-1:]))
+        pool = getattr(record, "_ConnectionRecord__pool", None)
+        found = Checkout(
+            clock(),
+            any(watch.settings.implicit_scopes for watch in registry.watches[-1:]),
+            None if pool is None else ref(pool),
+        )
+        found.record = ref(record)
         record.__dict__[RECORD_KEY] = found
+        if pool is not None:
+            out[id(record)] = found.record, ref(pool)
     return found

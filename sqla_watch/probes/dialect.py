@@ -19,7 +19,7 @@ from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
 from sqla_watch.probes.attributes import tracking
-from sqla_watch.probes.checkout import Checkout, checkout_of, holding
+from sqla_watch.probes.checkout import Checkout, checkout_of, prepared
 from sqla_watch.probes.door import Door
 from sqla_watch.probes.internals import (
     DEFAULT_FETCH,
@@ -330,9 +330,7 @@ def _ping(door: Door, original: Any) -> Any:
         try:
             return original(*arguments, **options)
         finally:
-            checkout = holding.get()  # the pool pings what it has just handed out
-            if checkout is not None and checkout.open and checkout.transaction is None:
-                checkout.pinging += clock() - started
+            prepared(clock() - started, opened=False)
 
     return do_ping
 

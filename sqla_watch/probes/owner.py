@@ -5,10 +5,11 @@ Any thread may ask where another is; nothing of it is touched, and no frame is k
 
 from __future__ import annotations
 
+import gc
 import sys
 from asyncio import Task
 from collections.abc import Callable, Iterator
-from threading import get_ident, get_native_id, local
+from threading import Lock, get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
 from typing import Any
@@ -17,18 +18,32 @@ from weakref import ref
 from sqla_watch.callsite import USER, user_code
 from sqla_watch.flows import current_flow
 
-__all__ = ["Frames", "Owner", "has_in_hands", "inner_frames", "is_running", "user_codes"]
+__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "user_codes"]
 
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
 
-_DEEPEST = 200
-_IN_HANDS = {
-    "sqlalchemy.orm.session": ("Session",),
-    "sqlalchemy.engine.base": ("Connection",),
-    "sqlalchemy.ext.asyncio.session": ("AsyncSession",),
-    "sqlalchemy.ext.asyncio.engine": ("AsyncConnection",),
-}
+_collecting = Lock()
+
+
+def current_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread by its identifier.
+
+    Before Python 3.12 a garbage collection within this may wait for other threads, which wait for a lock that it has
+    (https://github.com/python/cpython/issues/106883); so none is begun.
+    """
+    with _collecting:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collects:
+                gc.enable()
+
+
+_DEEPEST = 2_000
+"""Frames of a stack that are looked at."""
 _NEAR = 12
 """Frames above the user's innermost one among which those are looked for that may have the connection in hands."""
 _HAS_THREAD_CLOCKS = sys.platform == "linux"
@@ -80,8 +95,9 @@ class Owner:
             frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
             running = getattr(awaited, "cr_running", False) or getattr(awaited, "gi_running", False)
             if frame is not None:
-                found.insert(0, frame)
+                found.append(frame)
             awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        found.reverse()
         if running:  # on its thread, at this moment: what its coroutine has called is there
             return [*self._of_thread(frames), *found]
         return found
@@ -101,36 +117,8 @@ class Owner:
 
 
 def is_running(codes: tuple[CodeType, ...], stack: list[FrameType]) -> bool:
-    """Whether one of these functions is still somewhere on a stack; also if there are none to look for."""
-    return not codes or any(frame.f_code in codes for frame in stack)
-
-
-def has_in_hands(stack: list[FrameType], record: Any) -> bool:
-    """Whether a function on a stack has a session or connection in a variable that is on a pool's connection record."""
-    kinds = tuple(
-        kind
-        for module, names in _IN_HANDS.items()
-        for name in names
-        if (kind := getattr(sys.modules.get(module), name, None)) is not None
-    )
-    for frame in stack:
-        if user_code.kind(frame.f_code.co_filename) != USER:
-            continue
-        for value in list(frame.f_locals.values()):
-            # By its type: a proxy or a mock would answer to anything, and an entity would load it.
-            if issubclass(type(value), kinds) and record in _records(value):
-                return True
-    return False
-
-
-def _records(value: Any) -> list[Any]:
-    """Return the pool's connection records that a session or connection has."""
-    value = getattr(value, "sync_session", None) or getattr(value, "sync_connection", None) or value
-    connections = [value]
-    if hasattr(value, "get_transaction") and hasattr(value, "identity_map"):
-        connections = list(getattr(value.get_transaction(), "_connections", ()))
-    fairies = [getattr(each, "_dbapi_connection", None) for each in connections]
-    return [getattr(fairy, "_connection_record", None) for fairy in fairies if fairy is not None]
+    """Whether one of these functions is still somewhere on a stack; also where that cannot be told."""
+    return not codes or len(stack) >= _DEEPEST or any(frame.f_code in codes for frame in stack)
 
 
 def user_codes(frame: FrameType | None) -> tuple[CodeType, ...]:

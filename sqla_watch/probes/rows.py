@@ -313,6 +313,8 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         return super().fetchall(result, self._counted(dbapi_cursor))
 
     def _counted(self, cursor: Any) -> Any:
+        if isinstance(cursor, _CountingCursor):  # the strategy's own fetchmany() calls its fetchall()
+            return cursor
         return _CountingCursor(cursor, self.counter, self.checkout)
 
 

@@ -1,15 +1,14 @@
 """The watchdog: a thread that looks at connections which are out for long, and at those who wait for one.
 
 What is to be looked at puts itself on a list, which costs the application nothing more; the rest is done here. The
-thread sleeps without an end while nothing is out. It never takes more than a thousandth of a processor: after each
-round it sleeps at least a thousand times as long as that took.
+thread sleeps without an end while nothing is out. It has a budget of processor time, which it may save up a little:
+in the long run it takes less than a thousandth of a processor, whatever is open.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
-import sys
 import threading
 from _thread import allocate_lock
 from itertools import count
@@ -19,12 +18,16 @@ from types import FrameType
 from typing import Protocol
 
 from sqla_watch.probes.door import Probe
-from sqla_watch.probes.owner import Frames
+from sqla_watch.probes.owner import Frames, current_frames
 
 __all__ = ["Watchdog", "watchdog"]
 
-SHARE = 1_000
-"""Of a processor's time, the part that it takes at most: one in so many."""
+SHARE = 2_000
+"""Of a processor's time, the part that it takes in the long run at most: one in so many."""
+_AT_ONCE = 5_000_000
+"""Nanoseconds of a processor that it may take at once, after a time in which it took less than its share."""
+_SHORTEST_PAUSE = 1_000_000
+_LONGEST_PAUSE = 2_000_000_000
 _LINGER = 1_000_000_000
 """Nanoseconds without anything to look at, after which it falls asleep until it is called."""
 _PATIENCE = 5
@@ -65,11 +68,11 @@ class Watchdog(Probe):
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a garbage collection in here may give a connection back, or take one
 
     def configure(self, interval_seconds: float, idle_seconds: float, wait_seconds: float) -> None:
         """Set how often it looks, and from when on at a connection without a statement, and at a wait for one."""
-        self.interval = round(interval_seconds * 1e9)
+        self.interval = round(interval_seconds * 1e9) if self.open else 0
         self.idle, self.wait = round(idle_seconds * 1e9), round(wait_seconds * 1e9)
 
     def watch(self, item: Watched) -> None:
@@ -85,10 +88,11 @@ class Watchdog(Probe):
 
     def stop(self) -> None:
         """End the thread, and wait for its end; it starts again when there is something to look at."""
-        thread, bell = self._thread, self._bell
-        self.interval = 0
-        self.open = True
-        self._forget()
+        with self._starting:
+            thread, bell = self._thread, self._bell
+            self.interval = 0
+            self.open = True
+            self._forget()
         if bell.locked():
             bell.release()
         if thread is not None and thread is not threading.current_thread():
@@ -125,13 +129,14 @@ class Watchdog(Probe):
             self._rounds()
         except Exception:
             self.interval = 0
+            self._arrivals.clear()
             self.fault()
 
     def _rounds(self) -> None:
         bell, numbers = self._bell, count()
         heap: list[tuple[int, int, Watched]] = []
         frames = _FramesOnce(self)
-        spent = thread_time_ns()
+        budget = _Budget()
         quiet_since = clock()
         while self._bell is bell:  # it is replaced by stop(), and by a fork
             now = clock()
@@ -147,7 +152,7 @@ class Watchdog(Probe):
                 again = item.look(now, frames) if item.open else 0
                 if again:
                     heapq.heappush(heap, (max(again, now + 1), next(numbers), item))
-                if frames.known is not None and (thread_time_ns() - spent) * SHARE > self.interval:
+                if frames.known is not None and budget.is_spent():
                     break
             item = None  # type: ignore[assignment] # is kept by nobody while this sleeps
             frames.known = None
@@ -157,14 +162,42 @@ class Watchdog(Probe):
                 self._asleep = True
                 if not self._arrivals:
                     bell.acquire()
-                self._asleep = False
+                with self._starting:
+                    if self._bell is not bell:
+                        return
+                    self._asleep = False
                 quiet_since = clock()
                 continue
-            before, spent = spent, thread_time_ns()
-            pause = max(self.interval, (spent - before) * SHARE)
-            if heap and heap[0][0] - now < pause:
-                pause = max(heap[0][0] - now, (spent - before) * SHARE, 1_000_000)
-            bell.acquire(timeout=pause / 1e9)
+            budget.spend()
+            pause = self.interval
+            if heap:
+                pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
+            bell.acquire(timeout=max(pause, budget.pause()) / 1e9)
+
+
+class _Budget:
+    """The processor time that the thread may take: so much at once, and its share of the time that goes by."""
+
+    def __init__(self) -> None:
+        self._left = float(_AT_ONCE)
+        self._now = clock()
+        self._used = thread_time_ns()
+
+    def spend(self) -> None:
+        """Count what was used since the last time."""
+        now, used = clock(), thread_time_ns()
+        earned = (now - self._now) / SHARE
+        self._left = min(self._left + earned, _AT_ONCE) - (used - self._used)
+        self._now, self._used = now, used
+
+    def is_spent(self) -> bool:
+        """Whether nothing is left."""
+        self.spend()
+        return self._left <= 0
+
+    def pause(self) -> int:
+        """Return the nanoseconds after which there is something left again."""
+        return min(_LONGEST_PAUSE, max(0, round(-self._left * SHARE)))
 
 
 class _FramesOnce:
@@ -176,7 +209,7 @@ class _FramesOnce:
 
     def __call__(self) -> dict[int, FrameType]:
         if self.known is None:
-            self.known = sys._current_frames()
+            self.known = current_frames()
             self._watchdog.stacks += 1
         return self.known
 

@@ -40,7 +40,8 @@ of the scopes inside of it.
 
 - `program`: `name`, `arguments` and `module` (whether it was run by `-m`).
 - `totals`: `scopes`, `statements`, `rows`, `errors`, `database_seconds`, `commit_seconds`, `wait_seconds`,
-  `held_seconds`, `connect_seconds`, `connections`, `transactions` and `dropped` of the whole run, each statement counted once.
+  `held_seconds`, `connect_seconds`, `connections`, `transactions` and `dropped` of the whole run, each statement
+  counted once.
 - `findings`: the findings of all scopes, worst first, the same one (rule, target, file and function) only once. Its
   `statements`, `database_seconds` and `cost_seconds` are sums over the `scopes` scopes which had it; `message`,
   `evidence` and lines are those of the dearest one.

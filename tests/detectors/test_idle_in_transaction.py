@@ -92,7 +92,7 @@ def assert_meanwhile(finding: Finding, *, doing: str, line: int, before: int, af
         ("next statement, or its end", after),
     ]
     idle, longest = finding.evidence["idle_seconds"], finding.evidence["longest_gap_seconds"]
-    assert IDLE * 0.9 <= longest <= idle < IDLE + 0.5  # type: ignore[operator]
+    assert IDLE * 0.9 <= longest <= idle < IDLE + 1  # type: ignore[operator]
     assert f"transaction idle for {idle:.1f} s of " in finding.message
 
 
@@ -121,7 +121,7 @@ def posts_with_a_session(partner: str) -> None:
 
 
 def posts_with_httpx(partner: str) -> None:
-    httpx.post(partner, timeout=5)  # 1 posts with httpx
+    httpx.post(partner, timeout=5, verify=False)  # 1 posts with httpx
 
 
 def reads_a_url(partner: str) -> None:
@@ -484,7 +484,7 @@ async def awaits_sleep(partner: str) -> None:
 
 
 async def awaits_httpx(partner: str) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=False) as client:
         await client.post(partner, timeout=5)  # 2 awaits httpx
 
 

@@ -120,6 +120,7 @@ async def test_overflow_belongs_to_the_limit(shop_url: str) -> None:
 async def test_waits_in_turn_are_not_added_up(shop_url: str) -> None:
     """Three rounds of four tasks: no more than two of them wait at the same moment."""
     async with pair_of(shop_url) as engine:
+        await asyncio.gather(total(engine), total(engine))  # opens both
         with sqla_watch.scope("rounds") as scope:
             for _ in range(3):
                 await asyncio.gather(*(total(engine) for _ in range(4)))

@@ -809,7 +809,7 @@ def test_an_export_that_reads_from_one_connection_and_writes_by_another(shop_url
     engine = create_engine(shop_url)
     sqla_watch.install(engine, settings=Settings(profile="test", rules=from_seconds(0.25)))
     with sqla_watch.scope("export") as scope, engine.connect() as reader:
-        result = reader.execution_options(yield_per=5).execute(select(Order.id).limit(10))
+        result = reader.execution_options(yield_per=5).execute(select(Order.id).limit(8))
         for rows in result.partitions():
             with engine.begin() as writer:
                 for (number,) in rows:
