@@ -768,8 +768,8 @@ class _Run:
             waiting = len(pool_probe.waits_of(pool).waiters)
             if waiting:
                 left.append(f"{waiting} waiting for {pool}")
-        if pool_probe._out:
-            left.append(f"{len(pool_probe._out)} records out: {list(pool_probe._out.values())}")
+        if pool_probe.out:
+            left.append(f"{len(pool_probe.out)} records out: {list(pool_probe.out.values())}")
         still = _open_checkouts()
         if still:
             left.append(f"{len(still)} open checkouts, one of {still[0].taken_at}")

@@ -94,7 +94,7 @@ def watchdog_clock() -> Callable[[], int]:
 
 def open_checkouts() -> list[Checkout]:
     """Return what is known of all connections that are out."""
-    records = [record() for record, _ in list(pool_probe._out.values())]
+    records = [record() for record, _ in list(pool_probe.out.values())]
     return [vars(record)[RECORD_KEY] for record in records if record is not None]
 
 
