@@ -237,7 +237,7 @@ class _Request:
                 self.outer.append(outer)
             outer = outer.outer
         self.started = clock()
-        watchdog.watch(self)
+        watchdog.watch(self, soon=True)
 
     def ends(self) -> None:
         """It has an answer."""

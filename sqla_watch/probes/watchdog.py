@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from itertools import count
 from time import perf_counter_ns as clock
 from time import thread_time_ns
@@ -22,12 +22,13 @@ from sqla_watch.probes.owner import Frames, current_frames
 
 __all__ = ["Watchdog", "watchdog"]
 
-SHARE = 2_000
+SHARE = 1_200
 """Of a processor's time, the part that it takes in the long run at most: one in so many."""
-_AT_ONCE = 5_000_000
+_AT_ONCE = 3_000_000
 """Nanoseconds of a processor that it may take at once, after a time in which it took less than its share."""
 _SHORTEST_PAUSE = 1_000_000
 _LONGEST_PAUSE = 2_000_000_000
+_LONGEST_REST = 1_000_000_000
 _LINGER = 1_000_000_000
 """Nanoseconds without anything to look at, after which it falls asleep until it is called."""
 _PATIENCE = 5
@@ -59,30 +60,40 @@ class Watchdog(Probe):
         """Nanoseconds of waiting for a connection from which on it is looked at who has them."""
         self.stacks = 0
         """How often it has taken the stacks of all threads."""
+        self._starting = threading.RLock()  # a garbage collection within may give a connection back, or take one
         self._forget()
 
     def _forget(self) -> None:
-        """Begin anew: without a thread, as in a process that was forked off."""
+        """Let go of the thread, which ends when it sees that the bell is not its own any more."""
         self._thread: threading.Thread | None = None
         self._arrivals: list[Watched] = []
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
-        self._starting = threading.RLock()  # a garbage collection in here may give a connection back, or take one
+
+    def _begin_anew(self) -> None:
+        """In a process that was forked off there is no thread, and whoever had the lock is not there."""
+        self._starting = threading.RLock()
+        self._forget()
 
     def configure(self, interval_seconds: float, idle_seconds: float, wait_seconds: float) -> None:
         """Set how often it looks, and from when on at a connection without a statement, and at a wait for one."""
         self.interval = round(interval_seconds * 1e9) if self.open else 0
         self.idle, self.wait = round(idle_seconds * 1e9), round(wait_seconds * 1e9)
 
-    def watch(self, item: Watched) -> None:
-        """Have something looked at. Costs 0.1 µs, unless the thread has to be woken."""
+    def watch(self, item: Watched, *, soon: bool = False) -> None:
+        """Have something looked at, `soon` where that cannot wait until the thread wakes by itself.
+
+        Costs 0.1 µs, unless the thread has to be woken.
+        """
         if not self.interval:
             return
         arrivals = self._arrivals
         arrivals.append(item)
         if self._asleep:
             self._wake()
+        elif soon:
+            self._ring()
         elif len(arrivals) > _MOST_ARRIVALS:  # the thread does not run: it was not given the processor, or is gone
             del arrivals[: _MOST_ARRIVALS // 2]
 
@@ -105,12 +116,14 @@ class Watchdog(Probe):
 
     def _wake(self) -> None:
         with self._starting:
+            if not self.interval:  # stopped meanwhile
+                return
             if self._thread is not None:
                 self._asleep = False
                 self._ring()
                 return
             self._asleep = False
-            thread = threading.Thread(target=self._run, name="sqla_watch watchdog", daemon=True)
+            thread = threading.Thread(target=self._run, args=(self._bell,), name="sqla_watch watchdog", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no threads any more at the interpreter's end, or none allowed
@@ -124,16 +137,16 @@ class Watchdog(Probe):
         except RuntimeError:  # has been rung already
             pass
 
-    def _run(self) -> None:
+    def _run(self, bell: LockType) -> None:
         try:
-            self._rounds()
+            self._rounds(bell)
         except Exception:
             self.interval = 0
             self._arrivals.clear()
             self.fault()
 
-    def _rounds(self) -> None:
-        bell, numbers = self._bell, count()
+    def _rounds(self, bell: LockType) -> None:
+        numbers = count()
         heap: list[tuple[int, int, Watched]] = []
         frames = _FramesOnce(self)
         budget = _Budget()
@@ -169,7 +182,8 @@ class Watchdog(Probe):
                 quiet_since = clock()
                 continue
             budget.spend()
-            pause = self.interval
+            # What comes to be out in between is not due before `idle`; who waits rings.
+            pause = max(self.interval, min(self.idle // 4, _LONGEST_REST))
             if heap:
                 pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
             bell.acquire(timeout=max(pause, budget.pause()) / 1e9)
@@ -217,4 +231,4 @@ class _FramesOnce:
 watchdog = Watchdog()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=watchdog._forget)
+    os.register_at_fork(after_in_child=watchdog._begin_anew)
