@@ -6,10 +6,11 @@ Any thread may ask where another is; nothing of it is touched, and no frame is k
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from asyncio import Task
 from collections.abc import Callable, Iterator
-from threading import Lock, get_ident, get_native_id, local
+from threading import RLock, get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
 from typing import Any
@@ -23,23 +24,50 @@ __all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "u
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
 
-_collecting = Lock()
+
+class _NoCollection:
+    """A block in which no garbage collection begins.
+
+    Before Python 3.12 one may begin wherever an object is made, also in the middle of following a stack. What it
+    collects may let another thread run, whose frames are then gone, or wait for a lock that this one has
+    (https://github.com/python/cpython/issues/106883). Since then it waits for the end of an instruction.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._inside = 0
+        self._collects = False
+
+    def begin_anew(self) -> None:
+        """In a process that was forked off nobody is inside."""
+        if self._inside and self._collects:
+            gc.enable()
+        self._lock = RLock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._collects = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._collects:
+                gc.enable()
+
+
+_no_collection = _NoCollection()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_no_collection.begin_anew)
 
 
 def current_frames() -> dict[int, FrameType]:
-    """Return the innermost frame of each thread by its identifier.
-
-    Before Python 3.12 a garbage collection within this may wait for other threads, which wait for a lock that it has
-    (https://github.com/python/cpython/issues/106883); so none is begun.
-    """
-    with _collecting:
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            return sys._current_frames()
-        finally:
-            if collects:
-                gc.enable()
+    """Return the innermost frame of each thread by its identifier."""
+    with _no_collection:
+        return sys._current_frames()
 
 
 _DEEPEST = 2_000
@@ -83,6 +111,10 @@ class Owner:
 
     def stack(self, frames: Frames) -> list[FrameType]:
         """Return its frames, the innermost first: of its thread, or of the coroutines of its task."""
+        with _no_collection:
+            return self._stack(frames)
+
+    def _stack(self, frames: Frames) -> list[FrameType]:
         if self.task is None:
             return self._of_thread(frames)
         task = self.task()
