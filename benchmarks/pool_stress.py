@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from asyncpg import InternalClientError
+from asyncpg import InternalClientError, PostgresError
 from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -58,8 +58,8 @@ NAME = "sqla_watch stress"
 """What the backends are called that may be killed; others of the server are left alone."""
 ENTRIES = 40
 EXPECTED = (
-    DBAPIError, PoolTimeout, InvalidRequestError, TimeoutError, asyncio.CancelledError, InternalClientError,
-    ConnectionError,
+    DBAPIError, PoolTimeout, InvalidRequestError, TimeoutError, asyncio.CancelledError, ConnectionError,
+    InternalClientError, PostgresError,
 )  # fmt: skip
 """What the application runs into because it asked for it. `InvalidRequestError`: on with a transaction that was lost.
 
@@ -99,6 +99,7 @@ CHANGE = text("UPDATE sqla_watch_stress SET number = number + 1 WHERE id = :id")
 MANY = text("SELECT generate_series(1, 5000)")
 NAP = text("SELECT pg_sleep(:seconds)")
 WRONG = text("SELECT 1 / (CAST(:number AS integer) * 0)")
+WRONG_ROW = text("SELECT 1 / (number - CAST(:row AS integer)) FROM generate_series(1, 30) AS number")
 HURRY = text("SET LOCAL statement_timeout = '30ms'")
 LOCK_HURRY = text("SET LOCAL lock_timeout = '60ms'")
 
@@ -220,6 +221,11 @@ def streams(engine: Engine, dice: random.Random) -> None:
                 break
 
 
+def streams_an_error(engine: Engine, dice: random.Random) -> None:
+    with engine.connect() as connection:
+        connection.execution_options(stream_results=True).execute(WRONG_ROW, {"row": dice.randrange(1, 30)}).all()
+
+
 def takes_too_long(engine: Engine, dice: random.Random) -> None:
     with engine.begin() as connection:
         connection.execute(HURRY)
@@ -287,8 +293,8 @@ def hands_over(engine: Engine, dice: random.Random) -> None:
 
 SYNC: dict[SyncStory, int] = {
     reads: 20, writes: 10, idles: 10, holds: 5, fails: 5, breaks_off: 5, goes_on_after_an_error: 3, saves: 8,
-    streams: 6, takes_too_long: 6, works_long: 6, leaks: 2, leaks_plainly: 2, nests: 3, keeps_objects: 8,
-    throws_away: 3, commits_by_itself: 4, hands_over: 2,
+    streams: 6, streams_an_error: 2, takes_too_long: 6, works_long: 6, leaks: 2, leaks_plainly: 2, nests: 3,
+    keeps_objects: 8, throws_away: 3, commits_by_itself: 4, hands_over: 2,
 }  # fmt: skip
 
 
@@ -357,6 +363,11 @@ async def _streams(engine: AsyncEngine, dice: random.Random) -> None:
                 break
 
 
+async def _streams_an_error(engine: AsyncEngine, dice: random.Random) -> None:
+    async with engine.connect() as connection:
+        await (await connection.stream(WRONG_ROW, {"row": dice.randrange(1, 30)})).all()
+
+
 async def _takes_too_long(engine: AsyncEngine, dice: random.Random) -> None:
     async with engine.begin() as connection:
         await connection.execute(HURRY)
@@ -420,8 +431,8 @@ async def _fans_out(engine: AsyncEngine, dice: random.Random) -> None:
 
 ASYNC: dict[AsyncStory, int] = {
     _reads: 20, _writes: 10, _idles: 10, _holds: 5, _fails: 5, _breaks_off: 5, _saves: 8, _streams: 6,
-    _takes_too_long: 6, _works_long: 6, _is_overtaken: 6, _leaks: 2, _nests: 3, _keeps_objects: 8, _throws_away: 2,
-    _runs_synchronously: 4, _fans_out: 3,
+    _streams_an_error: 2, _takes_too_long: 6, _works_long: 6, _is_overtaken: 6, _leaks: 2, _nests: 3,
+    _keeps_objects: 8, _throws_away: 2, _runs_synchronously: 4, _fans_out: 3,
 }  # fmt: skip
 
 

@@ -160,6 +160,8 @@ def _watched(base: type) -> type:
 
 def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
     """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
+    if sys is None or sys.is_finalizing():  # nothing can be judged, or told, in an interpreter that ends
+        return
     try:
         function(*arguments)
     except Exception:
