@@ -48,6 +48,8 @@ _ACTIVE = 1
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 GRACE = 1_000_000_000
 """Nanoseconds after the end of its unit of work from which on a connection that is still out was left."""
+_MOMENT = 10_000_000
+"""Nanoseconds after which something is looked at that was not seen before it was due."""
 _MOST_SPANS = 8
 """Times without a statement whose activities a checkout keeps."""
 
@@ -154,10 +156,15 @@ class Checkout:
         if not self.open:
             return 0
         since = self.idle_since()
+        activities = self.activities.get(since)
+        if activities is not None and watchdog.is_short:
+            return now + (now - since)
         looked, used = self.looked, self.processor_time
         self.looked, self.processor_time = now, self.owner.processor_time()
         if now < since + watchdog.idle:
             return since + watchdog.idle
+        if not looked:  # whether its thread computes is told by two moments
+            return now + _MOMENT
         stack = self.owner.stack(frames)
         left = self._is_left(stack)
         database = self._driver_works()
@@ -166,14 +173,13 @@ class Checkout:
         if self.waiting or self._is_working(stack):
             return now + watchdog.idle
         computing = bool(used) and self.owner.has_thread and (self.processor_time - used) * 2 > now - looked
-        activities = self.activities.get(since)
         if activities is None:
             if len(self.activities) >= _MOST_SPANS:
                 del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
             activities = self.activities[since] = []
         database = database or self._is_working(stack, for_any=True)
         activities.append(Activity(None) if left else activity_of(stack, computing=computing, database=database))
-        return now + (now - since) // 2
+        return now + (now - since)
 
     def idle_since(self) -> int:
         """Return when its last statement, or COMMIT, had finished; when it was taken, before the first."""

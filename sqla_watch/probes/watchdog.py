@@ -22,12 +22,20 @@ from sqla_watch.probes.owner import Frames, current_frames
 
 __all__ = ["Watchdog", "watchdog"]
 
-SHARE = 1_200
+SHARE = 1_600
 """Of a processor's time, the part that it takes in the long run at most: one in so many."""
-_AT_ONCE = 3_000_000
+_AT_ONCE = 6_000_000
 """Nanoseconds of a processor that it may take at once, after a time in which it took less than its share."""
+_FOR_FIRST_LOOKS = 4_000_000
+"""What of this only the first look at something may take: a second look tells little that is new."""
+_WORTH_A_ROUND = 1_000_000
+_WORTH_A_THREAD = 3_000
+"""Nanoseconds of a processor, and for each thread of the process, that are to be there again after all was used up:
+to wake, and to take the stacks of all threads at once, is worth it for many looks."""
+_LOOKS_BETWEEN = 8
+"""Looks after which it is seen what they have taken."""
 _SHORTEST_PAUSE = 1_000_000
-_LONGEST_PAUSE = 2_000_000_000
+_LONGEST_PAUSE = 5_000_000_000
 _LONGEST_REST = 1_000_000_000
 _LINGER = 1_000_000_000
 """Nanoseconds without anything to look at, after which it falls asleep until it is called."""
@@ -60,6 +68,8 @@ class Watchdog(Probe):
         """Nanoseconds of waiting for a connection from which on it is looked at who has them."""
         self.stacks = 0
         """How often it has taken the stacks of all threads."""
+        self.is_short = False
+        """Whether there is no time for what has been looked at already."""
         self._starting = threading.RLock()  # a garbage collection within may give a connection back, or take one
         self._forget()
 
@@ -160,13 +170,21 @@ class Watchdog(Probe):
                 if item.open:
                     heapq.heappush(heap, (0, next(numbers), item))
             del taken
+            looks = needed = 0
             while heap and heap[0][0] <= now:
                 item = heapq.heappop(heap)[2]
                 again = item.look(now, frames) if item.open else 0
                 if again:
                     heapq.heappush(heap, (max(again, now + 1), next(numbers), item))
-                if frames.known is not None and budget.is_spent():
-                    break
+                looks += 1
+                if looks % _LOOKS_BETWEEN == 0:
+                    left = budget.spend()
+                    self.is_short = left < _FOR_FIRST_LOOKS
+                    if left <= 0:
+                        needed = _WORTH_A_ROUND + threading.active_count() * _WORTH_A_THREAD
+                        break
+            while heap and not heap[0][2].open:
+                heapq.heappop(heap)
             item = None  # type: ignore[assignment] # is kept by nobody while this sleeps
             frames.known = None
             if heap or self._arrivals:
@@ -181,12 +199,12 @@ class Watchdog(Probe):
                     self._asleep = False
                 quiet_since = clock()
                 continue
-            budget.spend()
-            # What comes to be out in between is not due before `idle`; who waits rings.
-            pause = max(self.interval, min(self.idle // 4, _LONGEST_REST))
+            self.is_short = budget.spend() < _FOR_FIRST_LOOKS
+            # What comes to be out in between is not due before `idle`; who waits rings. To wake is what costs most.
+            pause = max(self.interval, min(self.idle, _LONGEST_REST))
             if heap:
                 pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
-            bell.acquire(timeout=max(pause, budget.pause()) / 1e9)
+            bell.acquire(timeout=max(pause, budget.pause(needed)) / 1e9)
 
 
 class _Budget:
@@ -197,21 +215,17 @@ class _Budget:
         self._now = clock()
         self._used = thread_time_ns()
 
-    def spend(self) -> None:
-        """Count what was used since the last time."""
+    def spend(self) -> float:
+        """Count what was used since the last time; return the nanoseconds that are left."""
         now, used = clock(), thread_time_ns()
         earned = (now - self._now) / SHARE
         self._left = min(self._left + earned, _AT_ONCE) - (used - self._used)
         self._now, self._used = now, used
+        return self._left
 
-    def is_spent(self) -> bool:
-        """Whether nothing is left."""
-        self.spend()
-        return self._left <= 0
-
-    def pause(self) -> int:
-        """Return the nanoseconds after which there is something left again."""
-        return min(_LONGEST_PAUSE, max(0, round(-self._left * SHARE)))
+    def pause(self, needed: int) -> int:
+        """Return the nanoseconds after which so many are left again."""
+        return min(_LONGEST_PAUSE, max(0, round((needed - self._left) * SHARE)))
 
 
 class _FramesOnce:
