@@ -16,17 +16,22 @@ from sqla_watch.detectors.async_lazy_load import AsyncLazyLoadWarning
 from sqla_watch.detectors.blocking_call import BlockingCallWarning
 from sqla_watch.detectors.cartesian_join import CartesianJoinWarning
 from sqla_watch.detectors.column_load_loop import ColumnLoadLoopWarning
+from sqla_watch.detectors.connection_held import ConnectionHeldWarning
 from sqla_watch.detectors.database_error import DatabaseErrorWarning
 from sqla_watch.detectors.deep_offset import DeepOffsetWarning
 from sqla_watch.detectors.engine_settings import EngineSettingsWarning
 from sqla_watch.detectors.flush_storm import FlushStormWarning
+from sqla_watch.detectors.idle_in_transaction import IdleInTransactionWarning
 from sqla_watch.detectors.large_identity_map import LargeIdentityMapWarning
 from sqla_watch.detectors.large_in_list import LargeInListWarning
 from sqla_watch.detectors.limit_without_order_by import LimitWithoutOrderByWarning
 from sqla_watch.detectors.long_transaction import LongTransactionWarning
 from sqla_watch.detectors.n_plus_one import NPlusOneWarning
+from sqla_watch.detectors.nested_checkout import NestedCheckoutWarning
 from sqla_watch.detectors.over_budget import OverBudgetWarning
 from sqla_watch.detectors.oversized_result import OversizedResultWarning
+from sqla_watch.detectors.pool_fanout import PoolFanoutWarning
+from sqla_watch.detectors.pool_timeout import PoolTimeoutWarning
 from sqla_watch.detectors.pool_wait import PoolWaitWarning
 from sqla_watch.detectors.query_in_loop import QueryInLoopWarning
 from sqla_watch.detectors.repeated_query import RepeatedQueryWarning
@@ -62,12 +67,14 @@ __all__ = [
     "Budget",
     "CartesianJoinWarning",
     "ColumnLoadLoopWarning",
+    "ConnectionHeldWarning",
     "DatabaseErrorWarning",
     "DeepOffsetWarning",
     "EngineSettingsWarning",
     "Finding",
     "FindingRaised",
     "FlushStormWarning",
+    "IdleInTransactionWarning",
     "Ignore",
     "LargeIdentityMapWarning",
     "LargeInListWarning",
@@ -75,10 +82,13 @@ __all__ = [
     "Location",
     "LongTransactionWarning",
     "NPlusOneWarning",
+    "NestedCheckoutWarning",
     "OpenConnection",
     "OverBudgetWarning",
     "OversizedResultWarning",
+    "PoolFanoutWarning",
     "PoolState",
+    "PoolTimeoutWarning",
     "PoolWaitWarning",
     "Profile",
     "QueryInLoopWarning",

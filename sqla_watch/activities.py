@@ -7,13 +7,14 @@ from the callee's module and class, or, for functions that are not written in Py
 from __future__ import annotations
 
 import ast
+import dis
 import linecache
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from sqla_watch.callsite import USER, user_code
 from sqla_watch.facts import Activity, CallSite, Holder, HolderState
@@ -23,25 +24,25 @@ __all__ = ["activity_of", "doing_of", "doing_of_holder", "is_database", "is_debu
 _DRIVERS = frozenset(
     {"psycopg", "psycopg_c", "psycopg_binary", "psycopg2", "asyncpg", "pg8000", "sqlite3", "aiosqlite"}
 )
-_DRIVER_METHODS = frozenset(
-    {"copy", "copy_expert", "copy_from", "copy_to", "execute", "executemany", "fetchone", "fetchmany", "fetchall"}
-)
-"""What is called on a driver's own cursor; one that is written in C has no frame."""
 _DEBUGGERS = frozenset({"bdb", "pdb", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy"})
 _WITH = ("BEFORE_WITH", "BEFORE_ASYNC_WITH", "LOAD_SPECIAL")
-"""Instructions that enter a `with` block."""
+_AWAITING = ("GET_AWAITABLE", "LOAD_CONST", "SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT", "CACHE")
+_ENTERING = ("__enter__", "__aenter__")
+"""Instructions that enter a `with` block, those that await its beginning, and what they call."""
 
 
-def activity_of(stack: Iterable[FrameType], *, computing: bool = False) -> Activity:
+def activity_of(stack: Iterable[FrameType], *, computing: bool = False, database: bool = False) -> Activity:
     """Return what a stack, the innermost frame first, is doing; one without code of the user's has no call site."""
     inner: FrameType | None = None
     for frame in stack:
         if user_code.kind(frame.f_code.co_filename) == USER:
             site = CallSite(frame.f_code, frame.f_lasti)
             if inner is None:
-                return Activity(site, computing=computing)
-            return Activity(site, inner.f_code, str(inner.f_globals.get("__name__", "")), computing)
-        inner = frame
+                return Activity(site, computing=computing, database=database)
+            module = str(inner.f_globals.get("__name__", ""))
+            return Activity(site, inner.f_code, module, computing, database)
+        if inner is None or frame.f_globals.get("__name__") != "contextlib":
+            inner = frame
     return Activity(None)
 
 
@@ -55,11 +56,8 @@ def main_activity(activities: Sequence[Activity]) -> Activity:
 
 
 def is_database(activity: Activity) -> bool:
-    """Whether it was in the driver itself, past SQLAlchemy: the database worked, as for COPY."""
-    package = activity.module.partition(".")[0]
-    if activity.callee is not None:
-        return package in _DRIVERS
-    return name_of(activity).rpartition(".")[2] in _DRIVER_METHODS
+    """Whether the database worked past SQLAlchemy, as for COPY: the driver says so, or it was in the driver."""
+    return activity.database or (activity.callee is not None and activity.module.partition(".")[0] in _DRIVERS)
 
 
 def is_debugger(activity: Activity) -> bool:
@@ -76,7 +74,11 @@ def name_of(activity: Activity) -> str:
     ''
     """
     if activity.callee is not None:
-        return _qualified(activity.module, activity.callee.co_qualname.replace(".<locals>", ""))
+        if activity.callee.co_name in _ENTERING and activity.call_site is not None:
+            entered = _called(activity.call_site.code, activity.call_site.instruction)
+            if entered:
+                return entered
+        return _qualified(activity.module, activity.callee)
     if activity.call_site is None or activity.computing:
         return ""
     return _called(activity.call_site.code, activity.call_site.instruction)
@@ -95,14 +97,16 @@ def doing_of_holder(holder: Holder) -> str:
     return doing_of(holder.activity) if idle else ""
 
 
-def _qualified(module: str, name: str) -> str:
+def _qualified(module: str, callee: CodeType) -> str:
     """Return the name of a function under the shortest of its packages that knows it: `requests.post`."""
-    first = name.partition(".")[0]
+    name = callee.co_qualname.replace(".<locals>", "")
     parts = module.split(".")
     for length in range(1, len(parts)):
-        package: Any = sys.modules.get(".".join(parts[:length]))
-        known = getattr(package, "__dict__", {}).get(first)
-        if known is not None and getattr(known, "__module__", None) == module:
+        known: Any = sys.modules.get(".".join(parts[:length]))
+        for part in name.split("."):
+            known = getattr(known, "__dict__", {}).get(part)
+        known = getattr(known, "__func__", known)  # of a classmethod
+        if getattr(known, "__code__", None) is callee:
             return ".".join([*parts[:length], name])
     return f"{module}.{name}" if module else name
 
@@ -110,8 +114,7 @@ def _qualified(module: str, name: str) -> str:
 @lru_cache(maxsize=256)
 def _called(code: CodeType, instruction: int) -> str:
     """Return the name of what an instruction calls or enters, by its source; empty where it does neither."""
-    index = max(instruction, 0) // 2
-    place = next((each for number, each in enumerate(code.co_positions()) if number == index), None)
+    entering, place = _place(code, instruction)
     if place is None or None in place:
         return ""
     first, last, start, end = (number or 0 for number in place)
@@ -128,15 +131,33 @@ def _called(code: CodeType, instruction: int) -> str:
         expression = expression.value
     if isinstance(expression, ast.Call):
         expression = expression.func
-    elif not _enters(code, instruction):
+    elif not entering:
         return ""
     return ast.unparse(expression) if _is_dotted(expression) else ""
 
 
-def _enters(code: CodeType, instruction: int) -> bool:
-    import dis
+_Place: TypeAlias = "tuple[int | None, int | None, int | None, int | None]"
 
-    return any(each.offset == instruction and each.opname in _WITH for each in dis.get_instructions(code))
+
+def _place(code: CodeType, instruction: int) -> tuple[bool, _Place | None]:
+    """Return whether an instruction enters a `with` block, and where its expression is: lines and columns.
+
+    Before Python 3.12 the place of what enters a block is the whole of its statement; that of the instruction
+    before is the expression that it enters. Behind `async with` come some that await.
+    """
+    before: _Place | None = None
+    entered: _Place | None = None
+    for each in dis.get_instructions(code):
+        place = None if each.positions is None else tuple(each.positions)
+        if each.opname in _WITH:
+            entered = before
+        elif each.opname not in _AWAITING:
+            entered = None
+        if each.offset >= instruction:
+            return (True, entered) if entered is not None else (False, cast("_Place | None", place))
+        if each.opname not in ("CACHE", "PRECALL", "COPY", "PUSH_NULL", "SWAP", "NOP"):
+            before = cast("_Place | None", place)
+    return False, None
 
 
 def _is_dotted(expression: ast.expr) -> bool:

@@ -121,6 +121,8 @@ class Activity(NamedTuple):
     """Name of the callee's module."""
     computing: bool = False
     """Whether its thread had used the processor most of the time before."""
+    database: bool = False
+    """Whether the database was at work for it past SQLAlchemy, as for COPY."""
 
 
 class RowCounter:
@@ -424,7 +426,7 @@ class Holder(NamedTuple):
     """Where its thread or task was; of one that was left, the line that took it."""
     state: HolderState
     since: int
-    """When the connection was asked for."""
+    """When the connection was got."""
     taken: CallSite | None
     """The line that took it, and whether its function is over."""
     taken_is_over: bool
@@ -437,6 +439,8 @@ class Holder(NamedTuple):
     last_finished: int = 0
     statements: int = 0
     """Statements of its transaction so far."""
+    in_unit: bool = False
+    """Whether the unit of work that took it lasts."""
 
 
 class Wait(NamedTuple):
@@ -451,7 +455,7 @@ class Wait(NamedTuple):
     max_overflow: int
     ignores: tuple[Ignore, ...]
     checkout: int = 0
-    """Serial number of the checkout that it led to."""
+    """Serial number of the checkout that it led to; 0 for none."""
     on_event_loop: bool = False
     """Whether a synchronous engine was asked in a thread where an event loop runs."""
     holders: tuple[Holder, ...] = ()

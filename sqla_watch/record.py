@@ -480,7 +480,7 @@ class Record:
             self._answers.pop(fact.serial, None)
             self.transactions.add(fact.finished - fact.started, fact)
         elif isinstance(fact, Wait):
-            if not fact.timed_out:
+            if fact.checkout:
                 self.checkouts += 1
             if fact.on_event_loop:
                 self._on_event_loop.add(fact.checkout)

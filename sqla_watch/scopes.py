@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import inspect
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
-from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sqla_watch import registry
 from sqla_watch.facts import Fact
 from sqla_watch.findings import Finding, FindingRaised
+from sqla_watch.flows import current_flow
 from sqla_watch.record import Record
 from sqla_watch.settings import Settings
 from sqla_watch.timeline import Timeline
@@ -85,8 +86,8 @@ class Scope:
         """Facts not yet added up; probes append to it."""
         self.reads: set[tuple[str, int | None]] = set()
         """Attributes that were read, by the number of the statement that loaded their object; where that is tracked."""
-        self.opened_by: CodeType | None = None
-        """Of a unit of work, the function around it."""
+        self.opened_by = 0
+        """Of a unit of work, the number of the task, or else thread, that has opened it."""
         self.checkouts: set[Outliving] = set()
         """Of a unit of work, the connections that were taken in it and are still out."""
         self.budget: Budget | None = None
@@ -113,6 +114,14 @@ class Scope:
         while scope is not None and scope.kind not in UNITS:
             scope = scope.parent
         return scope
+
+    @property
+    def in_test(self) -> bool:
+        """Whether it is part of a test."""
+        scope: Scope | None = self
+        while scope is not None and scope.kind != "test":
+            scope = scope.parent
+        return scope is not None
 
     @property
     def record(self) -> Record:
@@ -396,10 +405,11 @@ def carry(function: Callable[_P, _T]) -> Callable[_P, _T]:
     themselves; so does `contextvars.copy_context().run`, with all of its variables, where this takes the scope only.
 
     Args:
-        function: What another thread will call.
+        function: What another thread, or another thread's event loop, will call; it may be a coroutine function.
 
     Raises:
-        TypeError: `function` cannot be called.
+        TypeError: `function` cannot be called, or is a generator function, whose body runs wherever it is asked for
+            its next value: carry the function that goes through them.
 
     Example::
 
@@ -408,7 +418,24 @@ def carry(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """
     if not callable(function):
         raise TypeError(f"carry() takes a function, not {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"carry() cannot take the generator function {function.__qualname__}: its body runs where the next value is "
+            "asked for; carry the function that goes through its values"
+        )
     carried = current.get()
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_coroutine(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+            token = current.set(carried)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                current.reset(token)
+
+        return cast("Callable[_P, _T]", run_coroutine)
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -439,7 +466,7 @@ def open_scope(name: str, kind: str, settings: Settings | None = None, *, timeli
         settings = parent.settings if parent is not None else registry.active_settings()
     opened = Scope(name, kind, settings, parent, timeline)
     if kind in UNITS:
-        opened.opened_by = sys._getframe(2).f_code
+        opened.opened_by, _ = current_flow()
     opened._token = current.set(opened)
     return opened
 

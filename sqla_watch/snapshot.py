@@ -119,7 +119,7 @@ def take_snapshot(engines: Iterable[Engine]) -> Snapshot:
                 size=size() if callable(size) else 0,
                 max_overflow=getattr(pool, "_max_overflow", -1),
                 checked_out=len(holders),
-                waiting=waits.waiting,
+                waiting=len(waits.waiters),
                 waits=waits.waits,
                 wait_seconds=waits.nanoseconds / 1e9,
             )

@@ -50,6 +50,8 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path) -> None:
         SQLA_WATCH_USER_CODE="shop, ./vendor",
         SQLA_WATCH_LIBRARY_CODE="legacy",
         SQLA_WATCH_IMPLICIT_SCOPES="off",
+        SQLA_WATCH_WATCHDOG_SECONDS="0.2",
+        SQLA_WATCH_IDLE_IN_TRANSACTION="raise",
         SQLA_WATCH_SLOW_QUERY_MIN_SECONDS="0.25",
     )
     assert settings == Settings(
@@ -57,7 +59,8 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path) -> None:
         user_code=("shop", "./vendor"),
         library_code=("legacy",),
         implicit_scopes=False,
-        rules={"slow-query": {"min_seconds": 0.25}},
+        watchdog_seconds=0.2,
+        rules={"slow-query": {"min_seconds": 0.25}, "idle-in-transaction": {"action": "raise"}},
     )
 
 
@@ -78,6 +81,11 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path) -> None:
         ({"user_code": "shop"}, "user_code is 'shop' (str), but must be a list"),
         ({"user_code": ["shop", 3]}, "user_code is 3 (int), but must be a list"),
         ({"implicit_scopes": "yes"}, "implicit_scopes is 'yes' (str), but must be true or false"),
+        ({"watchdog_seconds": "often"}, "Settings: watchdog_seconds is 'often' (str), but must be a number"),
+        ({"watchdog_seconds": True}, "watchdog_seconds is True (bool), but must be a number"),
+        ({"watchdog_seconds": 0.001}, "watchdog_seconds is 0.001, but must be 0, or from 0.005 to 10 seconds"),
+        ({"watchdog_seconds": float("nan")}, "watchdog_seconds is nan, but must be 0, or from 0.005 to 10 seconds"),
+        ({"rules": {"connection-held": {"max_worked_percent": 2.5}}}, "is 2.5 (float), but must be a whole number"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_code_is_named(given: dict[str, Any], said: str) -> None:
@@ -95,6 +103,8 @@ def test_a_mistake_in_code_is_named(given: dict[str, Any], said: str) -> None:
         ("[tool.sqla_watch]\nrules = 3", "rules is 3 (int), but must be a table of rule ids"),
         ("[tool.sqla_watch]\nimplicit_scopes = 1", "implicit_scopes is 1 (int), but must be true or false"),
         ("[tool.sqla_watch]\nprofile = 'fast'", "unknown profile 'fast'"),
+        ("[tool.sqla_watch]\nwatchdog_seconds = 11", "watchdog_seconds is 11, but must be 0, or from 0.005 to 10"),
+        ("[tool.sqla_watch.rules]\nidle-in-transactions = 'log'", "did you mean 'idle-in-transaction'?"),
         ("[tool]\nsqla_watch = 3", "tool.sqla_watch is 3 (int), but must be a table"),
         ("[tool.sqla_watch", "is no TOML"),
     ],
@@ -115,6 +125,9 @@ def test_a_mistake_in_pyproject_is_named_with_its_file(tmp_path: Path, toml: str
         ("SQLA_WATCH_N_PLUS_ONE_MIN_PARENTS", "many", "min_parents is 'many' (str), but must be a number"),
         ("SQLA_WATCH_N_PLUS_ONE_MIN_PARENTS", "2.5", "is 2.5 (float), but must be a whole number"),
         ("SQLA_WATCH_IMPLICIT_SCOPES", "perhaps", "must be true or false"),
+        ("SQLA_WATCH_WATCHDOG_SECONDS", "often", "watchdog_seconds is 'often' (str), but must be a number"),
+        ("SQLA_WATCH_WATCHDOG_SECONDS", "-1", "watchdog_seconds is -1, but must be 0, or from 0.005 to 10 seconds"),
+        ("SQLA_WATCH_POOL_FANOUT_MIN_TASKS", "2.5", "is 2.5 (float), but must be a whole number"),
     ],
 )
 def test_a_mistake_in_the_environment_is_named_with_its_variable(
@@ -124,6 +137,12 @@ def test_a_mistake_in_the_environment_is_named_with_its_variable(
         load(tmp_path, **{variable: value})
     assert said in str(error.value)
     assert variable in str(error.value)
+
+
+def test_the_watchdog_is_set_in_pyproject_and_may_be_switched_off(tmp_path: Path) -> None:
+    assert Settings().watchdog_seconds == 0.05
+    assert load(tmp_path, "[tool.sqla_watch]\nwatchdog_seconds = 1").watchdog_seconds == 1.0
+    assert load(tmp_path, "[tool.sqla_watch]\nwatchdog_seconds = 0", SQLA_WATCH_PROFILE="test").watchdog_seconds == 0
 
 
 def test_the_nearest_pyproject_is_found_from_the_working_directory_upwards(

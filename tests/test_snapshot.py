@@ -62,6 +62,89 @@ def test_a_thread_is_seen_idle_in_its_transaction_and_at_work(watch: Watch, engi
     assert watch.snapshot().connections == ()
 
 
+def test_what_an_idle_owner_does_is_named(watch: Watch, engine: Engine) -> None:
+    taken = threading.Event()
+
+    def pay() -> None:
+        with sqla_watch.scope("pay"), engine.connect() as connection:  # took it
+            connection.execute(text("SELECT 1"))
+            taken.set()
+            time.sleep(0.3)  # pays
+
+    payer = threading.Thread(target=pay)
+    payer.start()
+    taken.wait()
+    time.sleep(0.05)
+    snapshot = watch.snapshot()
+    payer.join()
+    (connection,) = snapshot.connections
+    assert connection.doing == "in time.sleep"
+    assert connection.location is not None
+    assert connection.location.line == line_of("pays")
+    assert connection.taken is not None
+    assert connection.taken.line == line_of("took it")
+    assert str(connection).endswith(f"test_snapshot.py:{line_of('pays')} in pay, in time.sleep (pay)")
+    assert f"{connection}" in str(snapshot)
+
+
+def test_an_owner_that_works_does_nothing_else(watch: Watch, engine: Engine) -> None:
+    taken = threading.Event()
+
+    def work() -> None:
+        with engine.connect() as connection:
+            taken.set()
+            connection.execute(text("SELECT pg_sleep(0.6)"))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    taken.wait()
+    time.sleep(0.2)
+    (connection,) = watch.snapshot().connections
+    worker.join()
+    assert (connection.state, connection.doing) == ("working", "")
+
+
+def test_one_that_was_never_returned_is_seen_at_the_line_that_took_it(watch: Watch, engine: Engine) -> None:
+    def leak() -> Session:
+        session = Session(engine)
+        session.get(Order, 1)  # leaks
+        return session
+
+    sessions: list[Session] = []
+    thread = threading.Thread(target=lambda: sessions.append(leak()))
+    thread.start()
+    thread.join()
+    (connection,) = watch.snapshot().connections
+    assert (connection.state, connection.doing, connection.statements) == ("never returned", "", 1)
+    assert connection.location == connection.taken
+    assert connection.location is not None
+    assert connection.location.line == line_of("leaks")
+    sessions.pop().close()
+    assert watch.snapshot().connections == ()
+
+
+def test_an_owner_that_waits_for_another_connection_is_seen_waiting(shop_url: str) -> None:
+    engine = create_engine(shop_url, pool_size=1, max_overflow=0, pool_timeout=0.4)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test"))
+
+    def nest() -> None:
+        with engine.connect():
+            try:
+                engine.connect()  # waits for a second
+            except PoolTimeout:
+                pass
+
+    nesting = threading.Thread(target=nest)
+    nesting.start()
+    time.sleep(0.2)
+    (connection,) = watch.snapshot().connections
+    nesting.join()
+    engine.dispose()
+    assert connection.state == "waiting for another connection"
+    assert connection.location is not None
+    assert connection.location.line == line_of("waits for a second")
+
+
 def test_a_connection_without_a_statement_is_idle(watch: Watch, engine: Engine) -> None:
     with engine.connect():
         (connection,) = watch.snapshot().connections
@@ -77,12 +160,14 @@ async def test_async_tasks_are_seen_at_their_own_lines(shop_url: str, driver: st
         async def sleep() -> None:
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
-                await asyncio.sleep(0.3)  # sleeps in a transaction
+                await asyncio.sleep(0.6)  # sleeps in a transaction
 
         async def work() -> None:
             async with engine.connect() as connection:
-                await connection.execute(text("SELECT pg_sleep(0.3)"))  # works in one
+                await connection.execute(text("SELECT pg_sleep(0.6)"))  # works in one
 
+        async with engine.connect(), engine.connect():  # so that both are open
+            pass
         tasks = [asyncio.create_task(sleep()), asyncio.create_task(work())]
         await asyncio.sleep(0.2)
         seen = {connection.state: connection for connection in watch.snapshot().connections}

@@ -578,7 +578,7 @@ async def slow_service_before_the_first_statement(app: Application) -> None:
 async def slow_service_inside_of_a_transaction(app: Application) -> None:
     """A slow service is awaited between two statements of one transaction."""
     async with AsyncSession(app.async_engine) as session:
-        order = await session.get_one(Order, 4)  # finds: long-transaction
+        order = await session.get_one(Order, 4)  # finds: idle-in-transaction
         await asyncio.sleep(1.1)
         query = select(Customer.name).where(Customer.id == order.customer_id)
         name = await session.scalar(query)

@@ -98,7 +98,7 @@ async def statement_timeout_of_async_engine(app: Application) -> None:
 @scenario()
 def lock_timeout_hit(app: Application) -> None:
     """A row is locked by another connection for longer than this one waits."""
-    with app.engine.connect() as other, Session(app.engine) as session:
+    with app.make_engine().connect() as other, Session(app.engine) as session:
         other.execute(select(Order.id).where(Order.id == 90).with_for_update())
         session.execute(text("SET LOCAL lock_timeout = '50ms'"))
         try:
@@ -112,7 +112,7 @@ def lock_timeout_hit(app: Application) -> None:
 @scenario()
 def nowait_on_a_locked_row(app: Application) -> None:
     """FOR UPDATE NOWAIT fails at once."""
-    with app.engine.connect() as editor, app.engine.connect() as second_editor:
+    with app.engine.connect() as editor, app.make_engine().connect() as second_editor:
         editor.execute(select(Ticket.id).where(Ticket.id == 70).with_for_update())
         try:
             ticket = select(Ticket.id).where(Ticket.id == 70)
@@ -143,9 +143,9 @@ def concurrent_update_not_retried(app: Application) -> None:
 @scenario(writes=True)
 def write_skew_found_at_commit(app: Application) -> None:
     """Two doctors go off duty at the same time; SERIALIZABLE refuses the second COMMIT."""
-    engine = app.make_engine(isolation_level="SERIALIZABLE")
+    engine, of_the_other = (app.make_engine(isolation_level="SERIALIZABLE") for _ in range(2))
     on_duty = select(func.count(Account.id)).where(Account.id.in_([11, 12]), Account.status == "open")
-    with engine.connect() as first, engine.connect() as second:
+    with engine.connect() as first, of_the_other.connect() as second:
         assert first.scalar(on_duty) == 2
         assert second.scalar(on_duty) == 2
         first.execute(update(Account).where(Account.id == 11).values(status="off"))
@@ -182,7 +182,7 @@ def report_cancelled_by_the_administrator(app: Application) -> None:
 
         def cancel() -> None:
             time.sleep(0.1)
-            with app.engine.connect() as administrator:
+            with app.make_engine().connect() as administrator:
                 administrator.execute(text("SELECT pg_cancel_backend(:pid)"), {"pid": backend})
 
         cancelling = in_thread(cancel)
@@ -264,7 +264,7 @@ def upsert_without_errors(app: Application) -> None:
 def skip_locked_takes_the_next_job(app: Application) -> None:
     """A worker takes the first ticket that no other worker has locked."""
     job = select(Ticket.id).where(Ticket.status == "open").order_by(Ticket.id).limit(1)
-    with app.engine.connect() as worker, app.engine.connect() as second_worker:
+    with app.engine.connect() as worker, app.make_engine().connect() as second_worker:
         mine = worker.scalar(job.with_for_update(skip_locked=True))
         yours = second_worker.scalar(job.with_for_update(skip_locked=True))
     assert (mine, yours) == (1, 2)

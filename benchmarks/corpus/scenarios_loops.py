@@ -85,7 +85,8 @@ def lookups_beside_an_outer_session(app: Application) -> list[tuple[int, str]]:
 
     def customer_name(key: int) -> str:
         with Session(app.engine) as session:
-            return session.query(Customer.name).filter(Customer.id == key).scalar()  # finds: query-in-loop
+            names = session.query(Customer.name)
+            return names.filter(Customer.id == key).scalar()  # finds: query-in-loop, nested-checkout
 
     with Session(app.engine) as session:
         orders = session.scalars(select(Order).where(Order.id <= 9)).all()

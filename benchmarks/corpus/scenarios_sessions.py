@@ -549,7 +549,7 @@ def flushed_into_the_callers_transaction(app: Application) -> None:
 def payment_inside_of_a_transaction(app: Application) -> None:
     """The payment provider is called while the order's transaction is open."""
     with Session(app.engine) as session:
-        order = session.scalars(  # finds: long-transaction
+        order = session.scalars(  # finds: idle-in-transaction
             select(Order).where(Order.id == 40).with_for_update()
         ).one()
         time.sleep(1.1)  # calls the payment provider
@@ -561,7 +561,8 @@ def payment_inside_of_a_transaction(app: Application) -> None:
 def rendering_with_the_session_open(app: Application) -> None:
     """All has been loaded, and a document is rendered before the session is closed."""
     with Session(app.engine) as session:
-        total = session.scalar(select(func.sum(Order.total)).where(Order.customer_id == 3))  # finds: long-transaction
+        query = select(func.sum(Order.total)).where(Order.customer_id == 3)
+        total = session.scalar(query)  # finds: idle-in-transaction
         time.sleep(1.1)  # renders the document
     assert total > 0
 
@@ -576,7 +577,7 @@ def batch_in_one_transaction(app: Application) -> None:
             time.sleep(0.3)
 
 
-@scenario(tempts="long-transaction")
+@scenario(tempts="long-transaction, idle-in-transaction, connection-held")
 def waits_before_the_first_statement(app: Application) -> None:
     """The session is made early, and sends its first statement when the provider has answered."""
     with Session(app.engine) as session:
@@ -585,7 +586,7 @@ def waits_before_the_first_statement(app: Application) -> None:
         assert session.get_one(Order, 40).customer_id == 1
 
 
-@scenario(tempts="long-transaction", writes=True)
+@scenario(tempts="long-transaction, idle-in-transaction, connection-held", writes=True)
 def waits_after_the_commit(app: Application) -> None:
     """The mail is sent after the commit, in the same session block."""
     with Session(app.engine, expire_on_commit=False) as session:
@@ -596,11 +597,11 @@ def waits_after_the_commit(app: Application) -> None:
     assert ticket.status == "answered"
 
 
-@scenario(tempts="long-transaction, engine-settings")
+@scenario(tempts="long-transaction, idle-in-transaction, engine-settings")
 def slow_work_with_autocommit(app: Application) -> None:
-    """With AUTOCOMMIT there is no transaction that could be long."""
+    """With AUTOCOMMIT there is no transaction that could be long; but the connection is kept from others."""
     engine = app.make_engine(isolation_level="AUTOCOMMIT", pool_size=2)
-    with engine.connect() as connection:
+    with engine.connect() as connection:  # finds: connection-held
         products = connection.execute(select(func.count(Product.id))).scalar_one()
         time.sleep(1.1)  # calculates
         categories = connection.execute(select(func.count(Category.id))).scalar_one()
@@ -636,7 +637,8 @@ def update_waits_for_a_lock(app: Application) -> None:
 
     def audit() -> None:
         with app.engine.begin() as connection:
-            connection.execute(select(Account.id).where(Account.id == 50).with_for_update())
+            account = select(Account.id).where(Account.id == 50)
+            connection.execute(account.with_for_update())  # finds: idle-in-transaction
             locked.set()
             time.sleep(0.75)
 
@@ -713,7 +715,7 @@ def waits_in_connect(app: Application) -> None:
     holder.join()
 
 
-@scenario()
+@scenario(tempts="pool-wait, pool-timeout")
 def second_session_on_a_pool_of_one(app: Application) -> None:
     """The handler opens a second session inside of the first one, waits for its own connection, and gives up."""
     engine = app.make_engine(pool_size=1, max_overflow=0, pool_timeout=0.3)
@@ -721,7 +723,7 @@ def second_session_on_a_pool_of_one(app: Application) -> None:
         order = session.get_one(Order, 3)
         try:
             with Session(engine) as audit:
-                audit.get(Entry, order.id)  # finds: pool-wait
+                audit.get(Entry, order.id)  # finds: nested-checkout
         except TimeoutError:
             audited = False
     assert not audited
@@ -781,7 +783,7 @@ def connections_made_slowly(app: Application) -> None:
 
     with Session(engine) as session, Session(engine) as other:
         assert session.scalar(select(func.count(Tag.id))) == 20
-        assert other.scalar(select(func.count(Category.id))) == 15
+        assert other.scalar(select(func.count(Category.id))) == 15  # finds: nested-checkout
 
 
 @scenario(tempts="pool-wait")

@@ -12,7 +12,7 @@ import click
 import sqla_watch
 from sqla_watch.cli.errors import WrongInput
 from sqla_watch.cli.program import ProgramError
-from sqla_watch.panel import PanelError
+from sqla_watch.panel.errors import PanelError
 from sqla_watch.reporters.files import ReportError
 from sqla_watch.settings import SettingsError
 

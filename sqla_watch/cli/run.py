@@ -21,9 +21,9 @@ import click
 import sqla_watch
 from sqla_watch.callsite import user_code
 from sqla_watch.cli.program import Program, ProgramError
-from sqla_watch.cli.summary import CommandScope, Summary, open_scopes
 from sqla_watch.cli.report import HTML
-from sqla_watch.panel import require_panel
+from sqla_watch.cli.summary import CommandScope, Summary, open_scopes
+from sqla_watch.panel.errors import PanelError, require_extra
 from sqla_watch.reporters import files, json
 from sqla_watch.reporters.files import ReportError
 from sqla_watch.reporters.terminal import Terminal, count, milliseconds
@@ -76,7 +76,7 @@ def run(
         json.check(json_path)
         json_path = os.path.abspath(json_path)  # the program may change the working directory
     if html_path is not None:
-        require_panel()
+        require_extra()
         files.check(html_path, HTML)
         html_path = os.path.abspath(html_path)
     own_code = [_application(each) for each in applications]
@@ -237,7 +237,7 @@ class Run:
     def _write_html(self, errors: TextIO | None) -> None:
         if self._html_path is None:
             return
-        from sqla_watch.panel import PanelError, report_page
+        from sqla_watch.panel import report_page
 
         try:
             page = report_page(self._summary.scopes, title=self._program.name)

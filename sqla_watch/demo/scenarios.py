@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
+import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, delete, func, insert, select, text, update
-from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import MissingGreenlet, TimeoutError
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload, undefer
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 import sqla_watch
-from sqla_watch.demo.data import COUNTRIES
+from sqla_watch.demo.data import COUNTRIES, STATUSES
 from sqla_watch.demo.models import Customer, Item, Order, Product, Rate
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class Scenario:
     not_on_sqlite: str = ""
     """Why it is left out on SQLite, if it is."""
     rules: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of its rule, where that is off by default."""
+    """Settings of its rule, where that is off by default, or the mistake would take too long to show."""
     undo: Callable[[Shop], None] | None = None
     """Takes back what mistake and repair write, after each of them."""
     note: str = ""
@@ -212,16 +215,16 @@ def slow_query_repair(shop: Shop) -> int:
         return found
 
 
-# long-transaction: locks and snapshot are held while somebody else is asked.
+# idle-in-transaction: locks and snapshot are held while somebody else is asked.
 
 
 def charge(order: int) -> str:
     """Stand for the payment provider, who takes his time."""
-    time.sleep(1.1)
+    time.sleep(0.6)
     return f"receipt {order}"
 
 
-def long_transaction_mistake(shop: Shop) -> str:
+def idle_in_transaction_mistake(shop: Shop) -> str:
     """Pay an order, and wait for the provider in the middle of the transaction."""
     with Session(shop.engine) as session:
         order = session.get_one(Order, 7)
@@ -231,7 +234,7 @@ def long_transaction_mistake(shop: Shop) -> str:
     return receipt
 
 
-def long_transaction_repair(shop: Shop) -> str:
+def idle_in_transaction_repair(shop: Shop) -> str:
     """Wait first, then open the transaction."""
     receipt = charge(7)
     with Session(shop.engine) as session:
@@ -244,6 +247,43 @@ def take_back_payment(shop: Shop) -> None:
     """Give the order the status that it had."""
     with shop.engine.begin() as connection:
         connection.execute(update(Order).where(Order.id == 7).values(status="returned"))
+
+
+# long-transaction: what is done for each of many is done for all in one transaction.
+
+UNPAID = range(1, 5)
+
+
+def remind(order: int) -> None:
+    """Stand for the mail server."""
+    time.sleep(0.14)
+
+
+def long_transaction_mistake(shop: Shop) -> int:
+    """Remind the customers of unpaid orders; the first order stays locked until the last mail has gone out."""
+    with Session(shop.engine) as session:
+        for number in UNPAID:
+            session.execute(update(Order).where(Order.id == number).values(status="reminded"))
+            remind(number)
+        session.commit()
+    return len(UNPAID)
+
+
+def long_transaction_repair(shop: Shop) -> int:
+    """Commit after each order, and send the mail after that."""
+    with Session(shop.engine) as session:
+        for number in UNPAID:
+            session.execute(update(Order).where(Order.id == number).values(status="reminded"))
+            session.commit()
+            remind(number)
+    return len(UNPAID)
+
+
+def take_back_reminders(shop: Shop) -> None:
+    """Give the orders the status that they had."""
+    with shop.engine.begin() as connection:
+        for number in UNPAID:
+            connection.execute(update(Order).where(Order.id == number).values(status=STATUSES[number % len(STATUSES)]))
 
 
 # pool-wait: connections are kept for work that needs none, and others stand in the queue.
@@ -287,6 +327,147 @@ def pool_wait_repair(shop: Shop) -> list[str]:
         return print_report(country, customers)
 
     return in_threads(report)
+
+
+# connection-held: a connection is taken long before it is needed.
+
+
+@contextmanager
+def request(name: str) -> Iterator[None]:
+    """Handle a request; what is found in it is the demo's to tell, so that there is no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sqla_watch.SqlaWatchWarning)
+        with sqla_watch.scope(name, kind="request"):
+            yield
+
+
+def read_upload() -> list[str]:
+    """Stand for a browser that uploads a file over a slow line."""
+    time.sleep(1.02)
+    return ["CH", "FR"]
+
+
+def connection_held_mistake(shop: Shop) -> list[Decimal]:
+    """Take the connection where the request begins; nobody else can have it during the upload."""
+    with request("POST /rates"), shop.engine.connect() as connection:
+        countries = read_upload()
+        return list(connection.scalars(select(Rate.percent).where(Rate.country.in_(countries)).order_by(Rate.country)))
+
+
+def connection_held_repair(shop: Shop) -> list[Decimal]:
+    """Take the connection where it is needed."""
+    with request("POST /rates"):
+        countries = read_upload()
+        with shop.engine.connect() as connection:
+            rates = select(Rate.percent).where(Rate.country.in_(countries)).order_by(Rate.country)
+            return list(connection.scalars(rates))
+
+
+# nested-checkout: a helper has a session of its own, inside of the session of the one that calls it.
+
+
+def nested_checkout_mistake(shop: Shop) -> str:
+    """Show whose an order is; the helper opens a second session."""
+
+    def name_of(customer: int) -> str:
+        with Session(shop.engine) as own:
+            return own.get_one(Customer, customer).name
+
+    with request("GET /orders/9"), Session(shop.engine) as session:
+        order = session.get_one(Order, 9)
+        return f"order {order.id} of {name_of(order.customer_id)}"
+
+
+def nested_checkout_repair(shop: Shop) -> str:
+    """Hand the session on."""
+
+    def name_of(session: Session, customer: int) -> str:
+        return session.get_one(Customer, customer).name
+
+    with request("GET /orders/9"), Session(shop.engine) as session:
+        order = session.get_one(Order, 9)
+        return f"order {order.id} of {name_of(session, order.customer_id)}"
+
+
+# pool-timeout: a connection that is not given back is gone, and who comes after waits in vain.
+
+
+def serve(handler: Callable[[], int]) -> int:
+    """Handle a request as a server does, in a thread of its own."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, handler).result()
+
+
+def pool_timeout_mistake(shop: Shop) -> list[int]:
+    """Serve two requests, of which the first keeps its session; the second fails, until somebody restarts the shop."""
+    engine = create_engine(shop.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.2)
+    kept = []
+
+    def count_swiss() -> int:
+        session = Session(engine)
+        kept.append(session)
+        return count_customers(session, "CH")
+
+    with sqla_watch.install(engine):
+        answers = [serve(count_swiss)]
+        try:
+            answers.append(serve(count_swiss))
+        except TimeoutError:
+            kept[0].close()  # the restart
+            answers.append(serve(count_swiss))
+        for session in kept:
+            session.close()
+    engine.dispose()
+    return answers
+
+
+def pool_timeout_repair(shop: Shop) -> list[int]:
+    """Close each session where its request ends."""
+    engine = create_engine(shop.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.2)
+
+    def count_swiss() -> int:
+        with Session(engine) as session:
+            return count_customers(session, "CH")
+
+    with sqla_watch.install(engine):
+        answers = [serve(count_swiss), serve(count_swiss)]
+    engine.dispose()
+    return answers
+
+
+# pool-fanout: a task for each thing, however many there are, and each wants a connection.
+
+
+async def parcels(shop: Shop, at_once: int) -> list[str]:
+    """Track the parcels of eight orders, no more than that many at the same time."""
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    assert shop.async_engine is not None
+    # Not every release of SQLAlchemy would give aiosqlite this pool by itself.
+    pool = {"poolclass": AsyncAdaptedQueuePool, "pool_size": 2, "max_overflow": 0}
+    engine = create_async_engine(shop.async_engine.url, **pool)
+    places = asyncio.Semaphore(at_once)
+
+    async def track(number: int) -> str:
+        async with places, AsyncSession(engine) as session:
+            order = await session.get_one(Order, number)
+            await asyncio.sleep(0.06)  # asks the carrier
+            return f"parcel {number}: {order.status}"
+
+    with sqla_watch.install(engine):
+        tracked = await asyncio.gather(*(track(number) for number in range(1, 9)))
+        await engine.dispose()
+    return tracked
+
+
+async def pool_fanout_mistake(shop: Shop) -> list[str]:
+    """Start them all; the pool has two connections, and six tasks queue for them in front of everybody else."""
+    return await parcels(shop, at_once=8)
+
+
+async def pool_fanout_repair(shop: Shop) -> list[str]:
+    """Start no more than the pool can serve."""
+    return await parcels(shop, at_once=2)
 
 
 # column-load-loop: a column that the query leaves out is fetched for one object after the other.
@@ -661,14 +842,52 @@ SCENARIOS = [
     Scenario("oversized-result", "all items", oversized_result_mistake, oversized_result_repair),
     Scenario("slow-query", "prize", slow_query_mistake, slow_query_repair),
     Scenario(
-        "long-transaction",
+        "idle-in-transaction",
         "payment",
-        long_transaction_mistake,
-        long_transaction_repair,
+        idle_in_transaction_mistake,
+        idle_in_transaction_repair,
         undo=take_back_payment,
         note="the provider takes as long as before, but no lock and no connection is held meanwhile",
     ),
+    Scenario(
+        "long-transaction",
+        "reminders",
+        long_transaction_mistake,
+        long_transaction_repair,
+        rules={"long-transaction": {"min_seconds": 0.5}},  # four mails instead of hundreds
+        undo=take_back_reminders,
+        note="the mails take as long as before, but no order is locked for longer than its own statement",
+    ),
     Scenario("pool-wait", "reports", pool_wait_mistake, pool_wait_repair),
+    Scenario(
+        "connection-held",
+        "upload",
+        connection_held_mistake,
+        connection_held_repair,
+        note="the upload takes as long as before, but others have the connection meanwhile",
+    ),
+    Scenario(
+        "nested-checkout",
+        "helper",
+        nested_checkout_mistake,
+        nested_checkout_repair,
+        note="as many of these at once as the pool has connections, and each waits for the others until pool_timeout",
+    ),
+    Scenario(
+        "pool-timeout",
+        "forgotten session",
+        pool_timeout_mistake,
+        pool_timeout_repair,
+        note="the mistake is an error page for everybody, after pool_timeout, which is 30 seconds elsewhere",
+    ),
+    Scenario(
+        "pool-fanout",
+        "parcels",
+        pool_fanout_mistake,
+        pool_fanout_repair,
+        is_async=True,
+        note="the parcels take as long as before, but other requests find a connection in between",
+    ),
     Scenario("column-load-loop", "notes", column_load_loop_mistake, column_load_loop_repair),
     Scenario("select-star", "products", select_star_mistake, select_star_repair),
     Scenario("deep-offset", "items", deep_offset_mistake, deep_offset_repair),

@@ -27,9 +27,9 @@ class IdleInTransaction(Rule):
     ## Example
     ```python
     with Session(engine) as session:
-        order = session.get(Order, 1)
-        time.sleep(0.8)
-        order.paid = True
+        order = session.get(Order, 1, with_for_update=True)
+        time.sleep(0.8)  # asks the payment provider
+        order.status = "paid"
         session.commit()
     ```
 
@@ -37,7 +37,7 @@ class IdleInTransaction(Rule):
     ```python
     time.sleep(0.8)
     with Session(engine) as session:
-        session.get(Order, 1).paid = True
+        session.get(Order, 1, with_for_update=True).status = "paid"
         session.commit()
     ```
 
@@ -51,7 +51,8 @@ class IdleInTransaction(Rule):
     ## Limits
     Told when the transaction ends; until then `watch.snapshot()` shows it. What was done is known of threads and
     asyncio tasks, not of gevent's greenlets. Work in the driver itself (COPY) is not idle, nor is a debugger's stop,
-    nor what was typed into a prompt.
+    nor what was typed into a prompt. In autocommit there is no transaction; waiting for a connection of a pool is left
+    to the rules about pools.
     """
 
     id = "idle-in-transaction"
@@ -103,7 +104,7 @@ class IdleInTransaction(Rule):
             severity=Severity.HIGH,
             message=(
                 f"transaction idle for {idle / 1e9:.1f} s of {length / 1e9:.1f} s{most} "
-                f"between {short(before)} and {short(after)}{doing}"
+                f"between {short(before)} and {'its end' if after is None else short(after)}{doing}"
             ),
             location=before,
             evidence={

@@ -28,9 +28,9 @@ class NestedCheckout(Rule):
     ```python
     with Session(engine) as session:
         order = session.get(Order, 1)
-        with Session(engine) as audit:  # a helper's own session
-            audit.scalars(select(Rate)).all()
-        order.paid = True
+        with Session(engine) as own:  # a helper's
+            rates = own.scalars(select(Rate.percent)).all()
+        order.status = "paid"
         session.commit()
     ```
 
@@ -38,8 +38,8 @@ class NestedCheckout(Rule):
     ```python
     with Session(engine) as session:
         order = session.get(Order, 1)
-        session.scalars(select(Rate)).all()  # the helper is given the session
-        order.paid = True
+        rates = session.scalars(select(Rate.percent)).all()  # the helper is given the session
+        order.status = "paid"
         session.commit()
     ```
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from sqla_watch.detectors._pool import evidence_of, limit_of
+from sqla_watch.detectors._pool import culprits, evidence_of, limit_of
 from sqla_watch.detectors._rule import Context, Facts, Found, Rule, Threshold, seconds, where
 from sqla_watch.facts import Wait
 from sqla_watch.findings import Finding, Severity, SqlaWatchWarning
@@ -30,17 +30,24 @@ class PoolFanout(Rule):
         async with AsyncSession(async_engine) as session:  # the pool has two connections
             await session.execute(text("SELECT pg_sleep(0.1)"))
 
-    await asyncio.gather(*(total(number) for number in range(8)))
+    async def report():
+        await asyncio.gather(*(total(number) for number in range(8)))
+
+    asyncio.run(report())
     ```
 
     ## Use instead
     ```python
+    limit = asyncio.Semaphore(2)  # as many as the pool has
+
     async def total(number):
         async with limit, AsyncSession(async_engine) as session:
             await session.execute(text("SELECT pg_sleep(0.1)"))
 
-    limit = asyncio.Semaphore(2)  # as many as the pool has
-    await asyncio.gather(*(total(number) for number in range(8)))
+    async def report():
+        await asyncio.gather(*(total(number) for number in range(8)))
+
+    asyncio.run(report())
     ```
 
     ## Thresholds
@@ -79,6 +86,7 @@ class PoolFanout(Rule):
     @staticmethod
     def _finding(waits: list[Wait], longest: Wait, most: int) -> Finding:
         location = where(longest.call_site)
+        related, who = culprits(longest, without=location)
         limit = limit_of(longest)
         timeouts = sum(wait.timed_out for wait in waits)
         failed = f", {timeouts} of them in vain" if timeouts else ""
@@ -88,7 +96,7 @@ class PoolFanout(Rule):
             severity=Severity.HIGH if timeouts else Severity.MEDIUM,
             message=(
                 f"{limit + most} tasks asked for a connection at once, and the pool has {limit}: {most} waited, up to "
-                f"{longest.nanoseconds / 1e9:.1f} s{failed}"
+                f"{longest.nanoseconds / 1e9:.1f} s{failed}{who}"
             ),
             location=location,
             evidence={
@@ -104,6 +112,7 @@ class PoolFanout(Rule):
                 f"Let no more run at once than the pool can serve: asyncio.Semaphore({limit}) or less around what "
                 "needs a connection, so that other requests find one, too."
             ),
+            related=related,
         )
 
 

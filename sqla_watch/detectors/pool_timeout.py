@@ -26,21 +26,28 @@ class PoolTimeout(Rule):
 
     ## Example
     ```python
-    leaked = engine.connect()  # the pool has one connection, which nobody returns
-    leaked.execute(select(Rate.country))
-    try:
-        engine.connect()
-    except TimeoutError:
-        print("no connection was left")
-    leaked.close()
+    forgotten = engine.connect()  # the pool has one connection, and nobody gives it back
+
+    def handle():
+        with engine.connect() as connection:
+            return connection.scalars(select(Rate.country)).all()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(handle)  # another request, which fails
+    forgotten.close()
     ```
 
     ## Use instead
     ```python
     with engine.connect() as connection:
-        connection.execute(select(Rate.country))
-    with engine.connect() as connection:
-        connection.execute(select(Rate.country))
+        connection.execute(text("SELECT 1"))
+
+    def handle():
+        with engine.connect() as connection:
+            return connection.scalars(select(Rate.country)).all()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(handle)
     ```
 
     ## Thresholds
@@ -50,6 +57,7 @@ class PoolTimeout(Rule):
     `with sqla_watch.ignore("pool-timeout", reason="…"):` or `# sqla-watch: ignore[pool-timeout]`.
 
     ## Limits
+    A request that was in vain because its own thread or task had the connection is `nested-checkout`'s.
     Connections that PostgreSQL itself, or PgBouncer, refuses are errors of the database and not of the pool.
     """
 
@@ -58,7 +66,7 @@ class PoolTimeout(Rule):
     warning = PoolTimeoutWarning
     reads = "waits"
     thresholds: ClassVar = {}
-    after = ("nested-checkout",)
+    after = ("nested-checkout", "pool-fanout")
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each line that got none."""
@@ -76,11 +84,17 @@ class PoolTimeout(Rule):
         related, who = culprits(worst)
         left = sum(holder.state is HolderState.LEFT for holder in worst.holders)
         idle = sum(holder.state is HolderState.IDLE_IN_TRANSACTION for holder in worst.holders)
+        waiting = sum(holder.state is HolderState.WAITING for holder in worst.holders)
         working = sum(holder.state is HolderState.WORKING for holder in worst.holders)
         if left:
             advice = f"Return connections: {left} of them had been taken by functions that are over. Use with blocks."
-        elif idle >= working:
+        elif idle >= working and idle >= waiting:
             advice = "End transactions before slow work: most of those who had a connection did nothing with it."
+        elif waiting > working:
+            advice = (
+                "Let nobody ask for a second connection while holding one: those who had the connections waited for "
+                "another."
+            )
         else:
             advice = (
                 "Make the statements faster that had the connections, or let fewer run at once; only then a larger "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import sys
 import time
 from collections.abc import Mapping
 from contextvars import Token
@@ -172,7 +171,6 @@ class Request:
         if rate >= 1 or _randomly.random() < rate:
             room = TIMELINE if requests.panel is not None else None
             self.scope = open_scope("request", self.kind, requests.settings, timeline=room)
-            self.scope.opened_by = sys._getframe(2).f_code  # the middleware's, which is on the stack until the end
         else:
             self._token = current.set(UNSAMPLED)
 

@@ -6,7 +6,6 @@ https://docs.celeryq.dev/en/stable/userguide/signals.html
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +34,6 @@ class _Tasks:
         try:
             scope = open_scope(str(getattr(task, "name", "") or "task"), "task", self.settings)
             scope.budget = self.budgets.get(scope.name, self.default_budget)
-            scope.opened_by = sys._getframe(2).f_code  # Celery's, around the task and the signals
             self._scopes[task_id] = scope
         except Exception:
             logger.exception("sqla_watch: the scope of a Celery task could not be opened; please report this")

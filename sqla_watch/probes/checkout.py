@@ -14,9 +14,10 @@ from itertools import count
 from time import perf_counter_ns as clock
 from types import CodeType, FrameType
 from typing import Any
+from weakref import ref
 
 from sqla_watch import registry
-from sqla_watch.activities import activity_of
+from sqla_watch.activities import activity_of, is_database
 from sqla_watch.callsite import location_of
 from sqla_watch.facts import (
     STARTED,
@@ -42,16 +43,27 @@ from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, cu
 
 _AT_WORK = frozenset({"do_execute", "timed", "fetchmany", "fetchall"})
 """Our functions around what the database does."""
+_ACTIVE = 1
+"""PQTRANS_ACTIVE of libpq: a command is in progress."""
 _PROBES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 GRACE = 1_000_000_000
 """Nanoseconds after the end of its unit of work from which on a connection that is still out was left."""
+_MOMENT = 10_000_000
+"""Nanoseconds after which something is looked at that was not seen before it was due."""
 _MOST_SPANS = 8
 """Times without a statement whose activities a checkout keeps."""
 
 next_checkout: Callable[[], int] = count(1).__next__
 
+out: dict[int, tuple[ref[Any], ref[Any]]] = {}
+"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
+
 holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=None)
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
+
+
+def _no_record() -> None:
+    """Stands for a weak reference to nothing."""
 
 
 class Checkout:
@@ -59,9 +71,10 @@ class Checkout:
 
     __slots__ = (
         "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
-        "in_transactions", "kept", "looked", "open", "outer", "outlived_at", "outlived_scope", "owner",
-        "pinging", "pool", "processor_time", "quiet_since", "requested", "scope", "serial", "taken", "taken_at",
-        "taken_in", "transaction", "unit", "wait", "waits_before", "worked",
+        "in_transactions", "kept", "limited", "looked", "open", "outer", "outlived_at", "outlived_by_owner",
+        "outlived_scope", "owner", "pinging", "pool", "processor_time", "quiet_since", "record", "requested",
+        "scope", "serial", "taken", "taken_at", "taken_in", "transaction", "unit", "wait", "waiting",
+        "waits_before", "worked",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +86,9 @@ class Checkout:
         unit: Scope | None = None,
     ) -> None:
         self.serial = next_checkout()
+        self.record: Callable[[], Any] = _no_record
         self.pool = pool
-        """A weak reference to the pool."""
+        """Weak references to the pool's connection record, and the pool."""
         self.requested = requested
         self.taken = self.quiet_since = clock()
         """When the connection was got; and since when no transaction has been open."""
@@ -84,7 +98,7 @@ class Checkout:
         """The functions of that line and of those that had called it: while one runs, it may be in use."""
         if frame is not None:
             self.taken_at = CallSite(frame.f_code, frame.f_lasti)
-            self.codes = user_codes(frame, None if unit is None else unit.opened_by)
+            self.codes = user_codes(frame)
         self.depth = 1
         self.open = True
         self.owner = Owner()
@@ -102,6 +116,8 @@ class Checkout:
         self.looked = self.processor_time = 0
         """When the watchdog has looked, and the processor time of the owner's thread by then."""
         self.outlived_at = 0
+        self.outlived_by_owner = False
+        """Whether it was the thread or task of the unit of work itself that had taken it."""
         self.outlived_scope: Scope | None = None
         """The unit of work that has ended without returning it, and when, until that is told."""
         self.transaction: OpenTransaction | None = None
@@ -114,9 +130,22 @@ class Checkout:
         self.worked = self.in_transactions = self.connecting = self.pinging = 0
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
+        self.limited = True
+        """Whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
+        self.waiting = 0
+        """Requests of its owner, or of tasks that this has started, which wait for another connection."""
         self.activities: dict[int, list[Activity]] = {}
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
+
+    def prepared(self, nanoseconds: int, *, opened: bool) -> None:
+        """The pool has pinged it, or opened it again, before it handed it out: only now it is in use."""
+        if opened:
+            self.connecting += nanoseconds
+        else:
+            self.pinging += nanoseconds
+        if not self.worked:
+            self.taken = self.quiet_since = clock()
 
     def look(self, now: int, frames: Frames) -> int:
         """See what the owner does, if it has sent no statement for long. Called by the watchdog's thread.
@@ -127,24 +156,30 @@ class Checkout:
         if not self.open:
             return 0
         since = self.idle_since()
+        activities = self.activities.get(since)
+        if activities is not None and watchdog.is_short:
+            return now + (now - since)
         looked, used = self.looked, self.processor_time
         self.looked, self.processor_time = now, self.owner.processor_time()
         if now < since + watchdog.idle:
             return since + watchdog.idle
+        if not looked:  # whether its thread computes is told by two moments
+            return now + _MOMENT
         stack = self.owner.stack(frames)
-        left = not is_running(self.codes, stack)
-        if left and self.outlived_scope is not None and now > self.outlived_at + GRACE:
+        left = self._is_left(stack)
+        database = self._driver_works()
+        if left and not database and self.outlived_scope is not None and now > self.outlived_at + GRACE:
             self._tell_left(now)
-        if self._is_working(stack):
+        if self.waiting or self._is_working(stack):
             return now + watchdog.idle
-        computing = bool(used) and (self.processor_time - used) * 2 > now - looked
-        activities = self.activities.get(since)
+        computing = bool(used) and self.owner.has_thread and (self.processor_time - used) * 2 > now - looked
         if activities is None:
             if len(self.activities) >= _MOST_SPANS:
                 del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
             activities = self.activities[since] = []
-        activities.append(Activity(None) if left else activity_of(stack, computing=computing))
-        return now + (now - since) // 2
+        database = database or self._is_working(stack, for_any=True)
+        activities.append(Activity(None) if left else activity_of(stack, computing=computing, database=database))
+        return now + (now - since)
 
     def idle_since(self) -> int:
         """Return when its last statement, or COMMIT, had finished; when it was taken, before the first."""
@@ -165,11 +200,13 @@ class Checkout:
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
         stack = self.owner.stack(frames)
         activity = activity_of(stack)
-        if self._is_working(stack):
-            state = HolderState.WORKING
-        elif any(frame.f_code.co_name == "_do_get" for frame in inner_frames(stack)):
+        if self.waiting:
             state = HolderState.WAITING
-        elif not is_running(self.codes, stack):
+        elif self.owner.task is not None and self._is_left(stack):  # it works with another connection
+            state, activity = HolderState.LEFT, Activity(self.taken_at)
+        elif self._is_working(stack) or is_database(activity) or self._driver_works():
+            state = HolderState.WORKING
+        elif self._is_left(stack):
             state, activity = HolderState.LEFT, Activity(self.taken_at)
         else:
             state = HolderState.IDLE_IN_TRANSACTION if in_transaction else HolderState.IDLE
@@ -178,7 +215,7 @@ class Checkout:
         return Holder(
             activity,
             state,
-            self.requested,
+            self.taken,
             self.taken_at,
             self.taken_at is not None and not is_running((self.taken_at.code,), stack),
             in_transaction,
@@ -186,17 +223,40 @@ class Checkout:
             0 if begun is None else begun[STARTED],
             self.idle_since(),
             statements,
+            self.unit is not None,
         )
 
-    def _is_working(self, stack: list[FrameType]) -> bool:
-        """Whether the database is at work for this checkout, by what the user's innermost line has called."""
+    def _is_left(self, stack: list[FrameType]) -> bool:
+        """Whether nobody has it in hands any more.
+
+        While its unit of work lasts, somebody may. After that all is over which the thread or task did in it, unless
+        it was used since; of others none of the functions must run that were there when it was taken.
+        """
+        if self.unit is not None:
+            return False
+        if self.outlived_at:
+            if self.idle_since() > self.outlived_at:
+                return False
+            if self.outlived_by_owner:
+                return True
+        return not is_running(self.codes, stack)
+
+    def _driver_works(self) -> bool:
+        """Whether the driver says that a command is running, as COPY past SQLAlchemy (psycopg, psycopg2)."""
+        driver = getattr(self.record(), "driver_connection", None)
+        if getattr(driver, "_listeners", None):  # asyncpg's
+            self.kept = True
+        return getattr(getattr(driver, "info", None), "transaction_status", None) == _ACTIVE
+
+    def _is_working(self, stack: list[FrameType], *, for_any: bool = False) -> bool:
+        """Whether the database is at work for this checkout, or for any, by what the user's innermost line called."""
         for frame in inner_frames(stack):
             code = frame.f_code
             if code.co_name == "greenlet_spawn":  # the greenlet's own frames are not linked
                 return True
             if code.co_name in _AT_WORK and code.co_filename.startswith(_PROBES):
                 mine = frame.f_locals.get("checkout")
-                return mine is None or mine is self
+                return for_any or mine is None or mine is self
         return False
 
     def find_scope(self) -> Scope | None:
@@ -237,10 +297,10 @@ class Checkout:
         if transaction is None:
             return
         fact = transaction.ended(outcome, started, self.serial, self.owner.number, error)
+        self.kept = self.kept or transaction.kept or transaction.temporary
         if fact is None:
             return
         self.worked += fact.database + fact.ending
-        self.kept = self.kept or transaction.kept or transaction.temporary
         self._quiet_until(fact.started)
         self.quiet_since = fact.finished
         if fact.serial > 0:
@@ -273,7 +333,7 @@ class Checkout:
             self.in_transactions,
             self.connecting,
             self.pinging,
-            self.idle,
+            self.idle if self.limited else 0,
             tuple(self.activities.get(self.idle_started, ())),
             self.taken_at,
             waits - self.waits_before,
@@ -316,7 +376,10 @@ class Checkout:
         code around the unit may still return it."""
         self.unit = None
         self.taken_in = None
-        self.outlived_at, self.outlived_scope = clock(), unit
+        self.outlived_at = clock()
+        self.outlived_by_owner = unit.opened_by == self.owner.number
+        if not unit.in_test:  # which may have handed its own session to the application
+            self.outlived_scope = unit
 
     def _tell_left(self, now: int) -> None:
         """Tell that it was not returned."""
@@ -343,11 +406,18 @@ def tell(fact: Fact, checkout: Checkout | None = None, *, name: str, started: in
         scope = checkout.find_scope()
     if scope is not None:
         scope.pending.append(fact)
-    elif registry.watches and registry.active_settings().implicit_scopes:
+    elif current.get() is not UNSAMPLED and registry.watches and registry.active_settings().implicit_scopes:
         scope = Scope(name, "implicit", registry.active_settings())
         scope.started = started or scope.started
         scope.pending.append(fact)
         close_scope(scope, quiet=True)
+
+
+def prepared(nanoseconds: int, *, opened: bool) -> None:
+    """The pool has pinged, or opened again, the connection that it is about to hand out."""
+    checkout = holding.get()
+    if checkout is not None and checkout.open and checkout.transaction is None:
+        checkout.prepared(nanoseconds, opened=opened)
 
 
 def checkout_of(record: Any) -> Checkout | None:
@@ -356,6 +426,14 @@ def checkout_of(record: Any) -> Checkout | None:
         return None
     found: Checkout | None = record.__dict__.get(RECORD_KEY)
     if found is None and getattr(record, "fairy_ref", None) is not None:
-        found = Checkout(clock(), any(watch.settings.implicit_scopes for watch in registry.watches[-1:]))
+        pool = getattr(record, "_ConnectionRecord__pool", None)
+        found = Checkout(
+            clock(),
+            any(watch.settings.implicit_scopes for watch in registry.watches[-1:]),
+            None if pool is None else ref(pool),
+        )
+        found.record = ref(record)
         record.__dict__[RECORD_KEY] = found
+        if pool is not None:
+            out[id(record)] = found.record, ref(pool)
     return found

@@ -19,7 +19,7 @@ from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
 from sqla_watch.probes.attributes import tracking
-from sqla_watch.probes.checkout import Checkout, checkout_of, holding
+from sqla_watch.probes.checkout import Checkout, checkout_of, prepared
 from sqla_watch.probes.door import Door
 from sqla_watch.probes.internals import (
     DEFAULT_FETCH,
@@ -118,6 +118,7 @@ def _execute(door: Door, original: Any) -> Any:
                                 rows = context.cursor_fetch_strategy = CountingFetch()
                             else:
                                 rows = count_stream(context, cursor, checkout)
+                                finished = clock()  # its first rows were fetched with it
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -329,9 +330,7 @@ def _ping(door: Door, original: Any) -> Any:
         try:
             return original(*arguments, **options)
         finally:
-            checkout = holding.get()  # the pool pings what it has just handed out
-            if checkout is not None and checkout.open and checkout.transaction is None:
-                checkout.pinging += clock() - started
+            prepared(clock() - started, opened=False)
 
     return do_ping
 

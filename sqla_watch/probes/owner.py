@@ -5,47 +5,118 @@ Any thread may ask where another is; nothing of it is touched, and no frame is k
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
-from asyncio import Task, _get_running_loop, current_task
+from asyncio import Task
 from collections.abc import Callable, Iterator
-from threading import get_ident, get_native_id
+from threading import RLock, get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
 from typing import Any
 from weakref import ref
 
 from sqla_watch.callsite import USER, user_code
+from sqla_watch.flows import current_flow
 
-__all__ = ["Frames", "Owner", "inner_frames", "is_running", "user_codes"]
+__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "user_codes"]
 
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
 
-_DEEPEST = 200
+
+class _NoCollection:
+    """A block in which no garbage collection begins.
+
+    Before Python 3.12 one may begin wherever an object is made, also in the middle of following a stack. What it
+    collects may let another thread run, whose frames are then gone, or wait for a lock that this one has
+    (https://github.com/python/cpython/issues/106883). Since then it waits for the end of an instruction.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._inside = 0
+        self._collects = False
+
+    def begin_anew(self) -> None:
+        """In a process that was forked off nobody is inside."""
+        if self._inside and self._collects:
+            gc.enable()
+        self._lock = RLock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._collects = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._collects:
+                gc.enable()
+
+
+_no_collection = _NoCollection()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_no_collection.begin_anew)
+
+
+def current_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread by its identifier."""
+    with _no_collection:
+        return sys._current_frames()
+
+
+_DEEPEST = 2_000
+"""Frames of a stack that are looked at."""
 _NEAR = 12
 """Frames above the user's innermost one among which those are looked for that may have the connection in hands."""
 _HAS_THREAD_CLOCKS = sys.platform == "linux"
 """Whether the number of a thread gives its clock, and a wrong number an error (man 2 clock_getcpuclockid, kernel)."""
 
 
+class _Life:
+    """Lives as long as the thread whose it is."""
+
+    __slots__ = ("__weakref__",)
+
+
+_of_thread = local()
+
+
 class Owner:
     """The task, or else thread, that asked for a connection."""
 
-    __slots__ = ("native_thread", "number", "task", "thread")
+    __slots__ = ("_life", "native_thread", "number", "task", "thread")
 
     def __init__(self) -> None:
-        loop = _get_running_loop()
-        task = None if loop is None else current_task(loop)
-        self.thread = get_ident()
+        self.number, task = current_flow()
         self.task: ref[Task[Any]] | None = None if task is None else ref(task)
-        # Identifiers of threads are given to later ones again; the operating system's numbers are not, for long.
-        self.native_thread = get_native_id()
-        self.number = self.native_thread if task is None else id(task)
+        self.thread, self.native_thread = get_ident(), get_native_id()
+        life = getattr(_of_thread, "life", None)
+        if life is None:
+            life = _of_thread.life = _Life()
+        self._life = ref(life)
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether it has its thread now: a task that waits for something has not."""
+        if self.task is None:
+            return True
+        task = self.task()
+        return task is not None and bool(getattr(task.get_coro(), "cr_running", False))
 
     def stack(self, frames: Frames) -> list[FrameType]:
         """Return its frames, the innermost first: of its thread, or of the coroutines of its task."""
+        with _no_collection:
+            return self._stack(frames)
+
+    def _stack(self, frames: Frames) -> list[FrameType]:
         if self.task is None:
-            return list(_thread(frames().get(self.thread)))
+            return self._of_thread(frames)
         task = self.task()
         if task is None or task.done():
             return []
@@ -56,11 +127,16 @@ class Owner:
             frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
             running = getattr(awaited, "cr_running", False) or getattr(awaited, "gi_running", False)
             if frame is not None:
-                found.insert(0, frame)
+                found.append(frame)
             awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        found.reverse()
         if running:  # on its thread, at this moment: what its coroutine has called is there
-            return [*_thread(frames().get(self.thread)), *found]
+            return [*self._of_thread(frames), *found]
         return found
+
+    def _of_thread(self, frames: Frames) -> list[FrameType]:
+        """Return the frames of its thread; none if that is over, and another one has its identifier now."""
+        return [] if self._life() is None else list(_thread(frames().get(self.thread)))
 
     def processor_time(self) -> int:
         """Return the nanoseconds of a processor that its thread has used so far; 0 where that cannot be told."""
@@ -73,19 +149,16 @@ class Owner:
 
 
 def is_running(codes: tuple[CodeType, ...], stack: list[FrameType]) -> bool:
-    """Whether one of these functions is still somewhere on a stack; also if there are none to look for."""
-    return not codes or any(frame.f_code in codes for frame in stack)
+    """Whether one of these functions is still somewhere on a stack; also where that cannot be told."""
+    return not codes or len(stack) >= _DEEPEST or any(frame.f_code in codes for frame in stack)
 
 
-def user_codes(frame: FrameType | None, outside: CodeType | None = None) -> tuple[CodeType, ...]:
-    """Return the user's functions from `frame` upwards, the innermost first, as far as they are near.
-
-    They end at `outside`, the function around the unit of work.
-    """
+def user_codes(frame: FrameType | None) -> tuple[CodeType, ...]:
+    """Return the user's functions from `frame` upwards, the innermost first, as far as they are near."""
     codes: list[CodeType] = []
     kinds = user_code.kinds
     for _ in range(_NEAR):
-        if frame is None or frame.f_code is outside:
+        if frame is None:
             break
         if kinds.get(frame.f_code.co_filename) == USER:
             codes.append(frame.f_code)

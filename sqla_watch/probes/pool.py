@@ -6,10 +6,12 @@ SQLAlchemy has no event for asking, only for getting. So the pool gets a subclas
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
+from types import FrameType
 from typing import Any
 from weakref import ref
 
@@ -20,12 +22,12 @@ from sqla_watch.activities import doing_of_holder
 from sqla_watch.callsite import call_site, locate, location_of
 from sqla_watch.facts import CallSite, Holder, Wait
 from sqla_watch.ignores import active
-from sqla_watch.probes.checkout import Checkout, holding, tell
+from sqla_watch.probes.checkout import Checkout, holding, out, prepared, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner
+from sqla_watch.probes.owner import Frames, Owner, current_frames
 from sqla_watch.probes.watchdog import watchdog
-from sqla_watch.scopes import current_scope
+from sqla_watch.scopes import Scope, current_scope
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
@@ -38,8 +40,6 @@ _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
 _STATE = "_sqla_watch"
 """Attribute of a watched pool under which its `PoolWaits` are."""
-_out: dict[int, tuple[ref[Any], ref[Any]]] = {}
-"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
 
 
 def watch_pool(pool: Any) -> None:
@@ -58,10 +58,10 @@ def unwatch_pool(pool: Any) -> None:
         if type(pool) is _classes.get(base):
             pool.__class__ = base
             del pool.__dict__[_STATE]
-        for key, (record_ref, pool_ref) in list(_out.items()):
+        for key, (record_ref, pool_ref) in list(out.items()):
             record = record_ref()
             if record is None or pool_ref() is pool:
-                _out.pop(key, None)
+                out.pop(key, None)
             if record is not None and pool_ref() is pool:
                 checkout = record.__dict__.pop(RECORD_KEY, None)
                 if checkout is not None:
@@ -79,17 +79,21 @@ def _watched(base: type) -> type:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
         state = _state_of(self)
         request = _Request(self, state)
-        if state.on and _is_exhausted(self):
-            _guarded(state, request.waits)
+        if state.on:
+            if _is_exhausted(self, len(state.asking)):
+                _guarded(state, request.waits)
+            state.asking.add(request)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
-            request.ends()
             if state.on:
                 _guarded(state, _timed_out, request, error)
+            request.ends()
             raise
         except BaseException:
             request.ends()
+            if state.on and request.is_waiting:
+                _guarded(state, _given_up, request)
             raise
         request.ends()
         if state.on:
@@ -98,9 +102,31 @@ def _watched(base: type) -> type:
 
     def _create_connection(self: Any) -> Any:
         started = clock()
-        record = pool_class._create_connection(self)
+        token = holding.set(None)  # none of what is out already is being opened again
+        try:
+            record = pool_class._create_connection(self)
+        finally:
+            holding.reset(token)
         record.__dict__[_CREATED] = clock() - started
         return record
+
+    def _get_creator(self: Any) -> Any:
+        creator = self.__dict__["_invoke_creator"]
+
+        def invoke(*arguments: Any) -> Any:
+            started = clock()
+            connection = creator(*arguments)
+            if _state_of(self).on:
+                prepared(clock() - started, opened=True)
+            return connection
+
+        return invoke
+
+    def _set_creator(self: Any, creator: Any) -> None:
+        self.__dict__["_invoke_creator"] = creator
+
+    def _delete_creator(self: Any) -> None:
+        del self.__dict__["_invoke_creator"]
 
     def _do_return_conn(self: Any, record: Any) -> None:
         checkout: Checkout | None = record.__dict__.get(RECORD_KEY)
@@ -108,12 +134,12 @@ def _watched(base: type) -> type:
             checkout.depth -= 1
             if checkout.depth <= 0:
                 record.__dict__.pop(RECORD_KEY, None)
-                _out.pop(id(record), None)
+                out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
         if checkout is not None and checkout.depth <= 0:
             state = _state_of(self)
             if state.on:
-                _guarded(state, checkout.returned, state.waits)
+                _guarded(state, checkout.returned, state.waits + len(state.waiters))
 
     found = _classes[base] = type(
         base.__name__,
@@ -125,6 +151,7 @@ def _watched(base: type) -> type:
             "_sqla_watch_base": base,
             "_do_get": _do_get,
             "_create_connection": _create_connection,
+            "_invoke_creator": property(_get_creator, _set_creator, _delete_creator),
             "_do_return_conn": _do_return_conn,
         },
     )
@@ -133,6 +160,8 @@ def _watched(base: type) -> type:
 
 def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
     """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
+    if sys is None or sys.is_finalizing():  # nothing can be judged, or told, in an interpreter that ends
+        return
     try:
         function(*arguments)
     except Exception:
@@ -140,10 +169,13 @@ def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
         logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
 
 
-def _is_exhausted(pool: Any) -> bool:
-    """Whether the next request will have to wait, as far as can be seen without the pool's lock."""
+def _is_exhausted(pool: Any, asking: int) -> bool:
+    """Whether the next request will have to wait, as far as can be seen without the pool's lock.
+
+    Those that are asking already will be first: tasks may all ask before one of them has taken anything.
+    """
     try:
-        return pool._overflow >= pool._max_overflow > -1 and pool._pool.qsize() == 0  # type: ignore[no-any-return]
+        return pool._overflow >= pool._max_overflow > -1 and pool._pool.qsize() <= asking  # type: ignore[no-any-return]
     except AttributeError:  # a pool without a limit
         return False
 
@@ -151,12 +183,16 @@ def _is_exhausted(pool: Any) -> bool:
 class PoolWaits:
     """How many wait for a connection of a pool, and how many have."""
 
-    __slots__ = ("nanoseconds", "on", "waiting", "waits")
+    __slots__ = ("asking", "nanoseconds", "on", "waiters", "waits")
 
     def __init__(self) -> None:
         self.on = True
         """Whether the pool is watched; no longer after `uninstall()`, or when its probe has failed."""
-        self.waiting = 0
+        # Sets, because adding and taking away is one step for a thread, and counting up is not.
+        self.asking: set[_Request] = set()
+        """Requests that have no answer yet, those included that will not have to wait."""
+        self.waiters: set[_Request] = set()
+        """Those of them that have to."""
         self.waits = 0
         self.nanoseconds = 0
 
@@ -176,7 +212,7 @@ def waits_of(pool: Any) -> PoolWaits:
 class _Request:
     """A request for a connection of a pool, from asking to getting one, or none."""
 
-    __slots__ = ("holders", "is_waiting", "open", "pool", "site", "started", "state")
+    __slots__ = ("holders", "is_waiting", "open", "outer", "pool", "site", "started", "state")
 
     def __init__(self, pool: Any, state: PoolWaits) -> None:
         self.pool = pool
@@ -187,21 +223,32 @@ class _Request:
         self.holders: tuple[Holder, ...] = ()
         """Who had the connections when the wait had become long; the watchdog looks."""
         self.is_waiting = False
+        self.outer: list[Checkout] = []
+        """What the same thread or task has out already while it waits for another one."""
         self.open = True
 
     def waits(self) -> None:
         """The pool has none left: there will be a wait."""
         self.site = call_site(sys._getframe(3))
         self.is_waiting = True
-        self.state.waiting += 1
+        self.state.waiters.add(self)
+        outer = holding.get()
+        while outer is not None:
+            if not outer.outlived_at:
+                outer.waiting += 1
+                self.outer.append(outer)
+            outer = outer.outer
         self.started = clock()
-        watchdog.watch(self)
+        watchdog.watch(self, soon=True)
 
     def ends(self) -> None:
         """It has an answer."""
+        self.state.asking.discard(self)
         self.open = False
         if self.is_waiting:
-            self.state.waiting -= 1
+            for outer in self.outer:
+                outer.waiting -= 1
+            self.state.waiters.discard(self)
             self.state.waits += 1
             self.state.nanoseconds += clock() - self.started
 
@@ -213,10 +260,16 @@ class _Request:
         return 0
 
 
-def holders_of(pool: Any, frames: Frames = sys._current_frames) -> tuple[Holder, ...]:
+def holders_of(pool: Any, frames: Frames | None = None) -> tuple[Holder, ...]:
     """Return who has the connections of a pool, those first that have had theirs longest."""
+    if frames is None:
+        now = current_frames()
+
+        def frames() -> dict[int, FrameType]:
+            return now
+
     found = []
-    for record_ref, pool_ref in list(_out.values()):
+    for record_ref, pool_ref in list(out.values()):
         record = record_ref() if pool_ref() is pool else None
         checkout: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
         if checkout is not None:
@@ -233,6 +286,8 @@ def _note(holders: tuple[Holder, ...]) -> str:
         place = "no line of yours" if location is None else f"{location} in {location.function}"
         doing = doing_of_holder(holder)
         scope = f" ({holder.scope})" if holder.scope else ""
+        if holder.taken_is_over and (taken := location_of(holder.taken)) is not None and taken != location:
+            scope = f"; taken at {taken} in {taken.function}{scope}"
         place += f", {doing}" if doing else ""
         lines.append(f"  for {(now - holder.since) / 1e9:.1f} s, {holder.state}: {place}{scope}")
     if len(holders) > _MOST_NOTED:
@@ -259,34 +314,47 @@ def _taken(request: _Request, record: Any) -> None:
         started, registry.active_settings().implicit_scopes, ref(pool), locate(sys._getframe(3)), unit
     )
     checkout.connecting = connecting
-    checkout.waits_before = request.state.waits
-    _out[id(record)] = ref(record), checkout.pool
-    limited = getattr(pool, "_max_overflow", -1) >= 0
+    checkout.waits_before = request.state.waits + len(request.state.waiters)
+    checkout.record = ref(record)
+    out[id(record)] = checkout.record, checkout.pool
+    limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif request.site is None and not _is_exhausted(pool):
+    elif request.site is None and not _is_exhausted(pool, len(request.state.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:
         outer = outer.outer
     checkout.outer = outer
     holding.set(checkout)
-    fact = _wait(request, wait, request.site or checkout.taken_at, _inside(outer, pool) if limited else None, checkout)
+    inside = _inside(outer, pool, unit) if limited else None
+    fact = _wait(request, wait, request.site or checkout.taken_at, inside, checkout)
     if scope is not None:
         scope.pending.append(fact)
         checkout.taken_in = scope
-        if unit is not None:
+        if unit is not None and (limited or type(pool).__name__ == "NullPool"):
             unit.checkouts.add(checkout)
     else:
         checkout.wait = fact
     watchdog.watch(checkout)
 
 
-def _inside(outer: Checkout | None, pool: Any) -> Checkout | None:
-    """Return the innermost checkout around this one that is of the same pool."""
-    while outer is not None and (not outer.open or outer.pool is None or outer.pool() is not pool):
+def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout | None:
+    """Return the innermost checkout around this one that is of the same pool, and of the same unit of work.
+
+    What a test has open while it calls the application is nobody's in production.
+    """
+    while outer is not None:
+        if (
+            outer.open
+            and outer.unit is unit
+            and not outer.outlived_at
+            and outer.pool is not None
+            and outer.pool() is pool
+        ):
+            return outer
         outer = outer.outer
-    return outer
+    return None
 
 
 def _timed_out(request: _Request, error: BaseException) -> None:
@@ -294,12 +362,24 @@ def _timed_out(request: _Request, error: BaseException) -> None:
 
     The exception gets a note that names the holders; nothing else of it is changed.
     """
-    waited = clock() - request.started
     request.holders = holders_of(request.pool)
     if request.holders:
         error.add_note(_note(request.holders))
-    site = request.site or call_site(sys._getframe(3))
-    fact = _wait(request, waited, site, _inside(holding.get(), request.pool), None)
+    _in_vain(request, request.site or call_site(sys._getframe(3)), timed_out=True)
+
+
+def _given_up(request: _Request) -> None:
+    """Whoever waited was cancelled, or had an error: there will be no checkout, either."""
+    if clock() - request.started >= SHORTEST_WAIT:
+        _in_vain(request, request.site, timed_out=False)
+
+
+def _in_vain(request: _Request, site: CallSite | None, *, timed_out: bool) -> None:
+    """Tell of a wait that led to nothing."""
+    waited = clock() - request.started
+    scope = current_scope()
+    inside = _inside(holding.get(), request.pool, None if scope is None else scope.unit)
+    fact = _wait(request, waited, site, inside, None)._replace(timed_out=timed_out)
     tell(fact, name="connection", started=request.started)
 
 
@@ -317,7 +397,7 @@ def _wait(
     return Wait(
         request.started,
         nanoseconds,
-        checkout is None,
+        False,
         site,
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
@@ -334,12 +414,24 @@ def _wait(
 
 def _is_shared(pool: Any, owner: Owner) -> bool:
     """Whether another thread or task has a connection of a pool, too."""
-    for record_ref, pool_ref in list(_out.values()):
+    for record_ref, pool_ref in list(out.values()):
         record = record_ref() if pool_ref() is pool else None
         other: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
         if other is not None and other.owner.number != owner.number:
             return True
     return False
+
+
+def _begin_anew() -> None:
+    """In a process that was forked off nobody waits: who did is in the other one."""
+    for watch in registry.watches:
+        for engine in watch.engines:
+            _state_of(engine.pool).asking.clear()
+            _state_of(engine.pool).waiters.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _is_worker() -> bool:

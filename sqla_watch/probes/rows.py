@@ -313,6 +313,8 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         return super().fetchall(result, self._counted(dbapi_cursor))
 
     def _counted(self, cursor: Any) -> Any:
+        if isinstance(cursor, _CountingCursor):  # the strategy's own fetchmany() calls its fetchall()
+            return cursor
         return _CountingCursor(cursor, self.counter, self.checkout)
 
 
@@ -332,4 +334,5 @@ def count_stream(context: Any, cursor: Any, checkout: Any) -> int | RowCounter:
     context.cursor_fetch_strategy = _CountingBuffer(
         _CountingCursor(cursor, counter, None), options, counter=counter, checkout=checkout
     )
+    counter.nanoseconds = 0  # the first rows come with the statement, and are part of its time
     return counter

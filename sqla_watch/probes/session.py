@@ -26,6 +26,7 @@ from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout, tell
 from sqla_watch.probes.door import Door, Probe
 from sqla_watch.probes.internals import RECORD_KEY
+from sqla_watch.probes.transaction import leaving
 from sqla_watch.scopes import Scope
 
 __all__ = ["flushing", "session_door"]
@@ -211,16 +212,12 @@ def _close(door: Door, original: Any) -> Any:
     return close
 
 
-_leaving: ContextVar[bool] = ContextVar("sqla_watch_leaving", default=False)
-"""Whether an `async with` is closing its session, which it does in a task of its own: that one inherits this."""
-
-
 def _close_async(door: Door, original: Any) -> Any:
     # What closes an AsyncSession in the end runs in a greenlet, and behind `async with` even in another task: from
     # there neither the line nor an exception on its way can be seen.
     @functools.wraps(original)
     async def close(self: Any, *arguments: Any, **options: Any) -> Any:
-        if not _leaving.get():
+        if leaving.get() is None:
             _look(door, self.sync_session, sys._getframe())
         return await original(self, *arguments, **options)
 
@@ -231,11 +228,11 @@ def _leave_async(door: Door, original: Any) -> Any:
     @functools.wraps(original)
     async def __aexit__(self: Any, *arguments: Any, **options: Any) -> Any:
         _look(door, self.sync_session, sys._getframe())
-        token = _leaving.set(True)
+        token = leaving.set((call_site(sys._getframe()),))
         try:
             return await original(self, *arguments, **options)
         finally:
-            _leaving.reset(token)
+            leaving.reset(token)
 
     return __aexit__
 

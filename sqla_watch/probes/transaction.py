@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
 
@@ -18,6 +19,9 @@ SHORTEST_GAP = 10_000_000
 _SESSION_LOCK = re.compile(r"\bpg_(?:try_)?advisory_lock", re.IGNORECASE)
 _NEVER = 2**63
 """A moment which is later than any: nothing can have taken long since."""
+
+leaving: ContextVar[tuple[CallSite | None] | None] = ContextVar("sqla_watch_leaving", default=None)
+"""The `async with` that is closing its session: it does so in a task of its own, which inherits this."""
 
 next_transaction: Callable[[], int] = count(1).__next__
 
@@ -140,7 +144,8 @@ class OpenTransaction:
         here = call_site(sys._getframe(1)) if error else None
         if started - self.touched > max(gap, SHORTEST_GAP):
             gap, gap_started = started - self.touched, self.touched
-            before, after = self.previous, call_site(sys._getframe(1))
+            left = leaving.get()
+            before, after = self.previous, call_site(sys._getframe(1)) if left is None else left[0]
         return Transaction(
             self.serial,
             checkout,

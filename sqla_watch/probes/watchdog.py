@@ -1,17 +1,16 @@
 """The watchdog: a thread that looks at connections which are out for long, and at those who wait for one.
 
 What is to be looked at puts itself on a list, which costs the application nothing more; the rest is done here. The
-thread sleeps without an end while nothing is out. It never takes more than a thousandth of a processor: after each
-round it sleeps at least a thousand times as long as that took.
+thread sleeps without an end while nothing is out. It has a budget of processor time, which it may save up a little:
+in the long run it takes less than a thousandth of a processor, whatever is open.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
-import sys
 import threading
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from itertools import count
 from time import perf_counter_ns as clock
 from time import thread_time_ns
@@ -19,12 +18,25 @@ from types import FrameType
 from typing import Protocol
 
 from sqla_watch.probes.door import Probe
-from sqla_watch.probes.owner import Frames
+from sqla_watch.probes.owner import Frames, current_frames
 
 __all__ = ["Watchdog", "watchdog"]
 
-SHARE = 1_000
-"""Of a processor's time, the part that it takes at most: one in so many."""
+SHARE = 1_600
+"""Of a processor's time, the part that it takes in the long run at most: one in so many."""
+_AT_ONCE = 6_000_000
+"""Nanoseconds of a processor that it may take at once, after a time in which it took less than its share."""
+_FOR_FIRST_LOOKS = 4_000_000
+"""What of this only the first look at something may take: a second look tells little that is new."""
+_WORTH_A_ROUND = 1_000_000
+_WORTH_A_THREAD = 3_000
+"""Nanoseconds of a processor, and for each thread of the process, that are to be there again after all was used up:
+to wake, and to take the stacks of all threads at once, is worth it for many looks."""
+_LOOKS_BETWEEN = 8
+"""Looks after which it is seen what they have taken."""
+_SHORTEST_PAUSE = 1_000_000
+_LONGEST_PAUSE = 5_000_000_000
+_LONGEST_REST = 1_000_000_000
 _LINGER = 1_000_000_000
 """Nanoseconds without anything to look at, after which it falls asleep until it is called."""
 _PATIENCE = 5
@@ -56,39 +68,52 @@ class Watchdog(Probe):
         """Nanoseconds of waiting for a connection from which on it is looked at who has them."""
         self.stacks = 0
         """How often it has taken the stacks of all threads."""
+        self.is_short = False
+        """Whether there is no time for what has been looked at already."""
+        self._starting = threading.RLock()  # a garbage collection within may give a connection back, or take one
         self._forget()
 
     def _forget(self) -> None:
-        """Begin anew: without a thread, as in a process that was forked off."""
+        """Let go of the thread, which ends when it sees that the bell is not its own any more."""
         self._thread: threading.Thread | None = None
         self._arrivals: list[Watched] = []
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
-        self._starting = threading.Lock()
+
+    def _begin_anew(self) -> None:
+        """In a process that was forked off there is no thread, and whoever had the lock is not there."""
+        self._starting = threading.RLock()
+        self._forget()
 
     def configure(self, interval_seconds: float, idle_seconds: float, wait_seconds: float) -> None:
         """Set how often it looks, and from when on at a connection without a statement, and at a wait for one."""
-        self.interval = round(interval_seconds * 1e9)
+        self.interval = round(interval_seconds * 1e9) if self.open else 0
         self.idle, self.wait = round(idle_seconds * 1e9), round(wait_seconds * 1e9)
 
-    def watch(self, item: Watched) -> None:
-        """Have something looked at. Costs 0.1 µs, unless the thread has to be woken."""
+    def watch(self, item: Watched, *, soon: bool = False) -> None:
+        """Have something looked at, `soon` where that cannot wait until the thread wakes by itself.
+
+        Costs 0.1 µs, unless the thread has to be woken.
+        """
         if not self.interval:
             return
         arrivals = self._arrivals
         arrivals.append(item)
         if self._asleep:
             self._wake()
+        elif soon:
+            self._ring()
         elif len(arrivals) > _MOST_ARRIVALS:  # the thread does not run: it was not given the processor, or is gone
             del arrivals[: _MOST_ARRIVALS // 2]
 
     def stop(self) -> None:
         """End the thread, and wait for its end; it starts again when there is something to look at."""
-        thread, bell = self._thread, self._bell
-        self.interval = 0
-        self.open = True
-        self._forget()
+        with self._starting:
+            thread, bell = self._thread, self._bell
+            self.interval = 0
+            self.open = True
+            self._forget()
         if bell.locked():
             bell.release()
         if thread is not None and thread is not threading.current_thread():
@@ -101,12 +126,14 @@ class Watchdog(Probe):
 
     def _wake(self) -> None:
         with self._starting:
+            if not self.interval:  # stopped meanwhile
+                return
             if self._thread is not None:
                 self._asleep = False
                 self._ring()
                 return
             self._asleep = False
-            thread = threading.Thread(target=self._run, name="sqla_watch watchdog", daemon=True)
+            thread = threading.Thread(target=self._run, args=(self._bell,), name="sqla_watch watchdog", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no threads any more at the interpreter's end, or none allowed
@@ -120,18 +147,19 @@ class Watchdog(Probe):
         except RuntimeError:  # has been rung already
             pass
 
-    def _run(self) -> None:
+    def _run(self, bell: LockType) -> None:
         try:
-            self._rounds()
+            self._rounds(bell)
         except Exception:
             self.interval = 0
+            self._arrivals.clear()
             self.fault()
 
-    def _rounds(self) -> None:
-        bell, numbers = self._bell, count()
+    def _rounds(self, bell: LockType) -> None:
+        numbers = count()
         heap: list[tuple[int, int, Watched]] = []
         frames = _FramesOnce(self)
-        spent = thread_time_ns()
+        budget = _Budget()
         quiet_since = clock()
         while self._bell is bell:  # it is replaced by stop(), and by a fork
             now = clock()
@@ -142,13 +170,21 @@ class Watchdog(Probe):
                 if item.open:
                     heapq.heappush(heap, (0, next(numbers), item))
             del taken
+            looks = needed = 0
             while heap and heap[0][0] <= now:
                 item = heapq.heappop(heap)[2]
                 again = item.look(now, frames) if item.open else 0
                 if again:
                     heapq.heappush(heap, (max(again, now + 1), next(numbers), item))
-                if frames.known is not None and (thread_time_ns() - spent) * SHARE > self.interval:
-                    break
+                looks += 1
+                if looks % _LOOKS_BETWEEN == 0:
+                    left = budget.spend()
+                    self.is_short = left < _FOR_FIRST_LOOKS
+                    if left <= 0:
+                        needed = _WORTH_A_ROUND + threading.active_count() * _WORTH_A_THREAD
+                        break
+            while heap and not heap[0][2].open:
+                heapq.heappop(heap)
             item = None  # type: ignore[assignment] # is kept by nobody while this sleeps
             frames.known = None
             if heap or self._arrivals:
@@ -157,14 +193,39 @@ class Watchdog(Probe):
                 self._asleep = True
                 if not self._arrivals:
                     bell.acquire()
-                self._asleep = False
+                with self._starting:
+                    if self._bell is not bell:
+                        return
+                    self._asleep = False
                 quiet_since = clock()
                 continue
-            before, spent = spent, thread_time_ns()
-            pause = max(self.interval, (spent - before) * SHARE)
-            if heap and heap[0][0] - now < pause:
-                pause = max(heap[0][0] - now, (spent - before) * SHARE, 1_000_000)
-            bell.acquire(timeout=pause / 1e9)
+            self.is_short = budget.spend() < _FOR_FIRST_LOOKS
+            # What comes to be out in between is not due before `idle`; who waits rings. To wake is what costs most.
+            pause = max(self.interval, min(self.idle, _LONGEST_REST))
+            if heap:
+                pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
+            bell.acquire(timeout=max(pause, budget.pause(needed)) / 1e9)
+
+
+class _Budget:
+    """The processor time that the thread may take: so much at once, and its share of the time that goes by."""
+
+    def __init__(self) -> None:
+        self._left = float(_AT_ONCE)
+        self._now = clock()
+        self._used = thread_time_ns()
+
+    def spend(self) -> float:
+        """Count what was used since the last time; return the nanoseconds that are left."""
+        now, used = clock(), thread_time_ns()
+        earned = (now - self._now) / SHARE
+        self._left = min(self._left + earned, _AT_ONCE) - (used - self._used)
+        self._now, self._used = now, used
+        return self._left
+
+    def pause(self, needed: int) -> int:
+        """Return the nanoseconds after which so many are left again."""
+        return min(_LONGEST_PAUSE, max(0, round((needed - self._left) * SHARE)))
 
 
 class _FramesOnce:
@@ -176,7 +237,7 @@ class _FramesOnce:
 
     def __call__(self) -> dict[int, FrameType]:
         if self.known is None:
-            self.known = sys._current_frames()
+            self.known = current_frames()
             self._watchdog.stacks += 1
         return self.known
 
@@ -184,4 +245,4 @@ class _FramesOnce:
 watchdog = Watchdog()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=watchdog._forget)
+    os.register_at_fork(after_in_child=watchdog._begin_anew)

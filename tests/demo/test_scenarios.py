@@ -100,3 +100,24 @@ def test_the_suggestions_are_what_the_repairs_do(pairs: dict[str, Pair]) -> None
     assert unused.target == "Order.items"
     (wide,) = pairs["wide-rows, quantities"].mistake.findings
     assert "select(Item.quantity)" in wide.suggestion
+    (fanout,) = pairs["pool-fanout, parcels"].mistake.findings
+    assert "asyncio.Semaphore(2)" in fanout.suggestion
+
+
+@pytest.mark.parametrize("name", ["idle-in-transaction, payment", "connection-held, upload"])
+def test_what_was_done_meanwhile_is_named(pairs: dict[str, Pair], name: str) -> None:
+    (finding,) = pairs[name].mistake.findings
+    (slow,) = [related for related in finding.related if related.role == "meanwhile in time.sleep"]
+    assert slow.location.function in ("charge", "read_upload")
+    assert f"meanwhile in time.sleep at scenarios.py:{slow.location.line}" in finding.message
+
+
+def test_the_first_of_two_connections_is_named(pairs: dict[str, Pair]) -> None:
+    (finding,) = pairs["nested-checkout, helper"].mistake.findings
+    assert [related.location.function for related in finding.related] == ["nested_checkout_mistake"]
+
+
+def test_the_session_that_nobody_closed_is_told_from_one_in_use(pairs: dict[str, Pair]) -> None:
+    (finding,) = pairs["pool-timeout, forgotten session"].mistake.findings
+    assert finding.evidence["holders_left"] == 1
+    assert "had been taken by functions that are over" in finding.suggestion

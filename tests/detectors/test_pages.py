@@ -7,16 +7,17 @@ import inspect
 import re
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy
 import sqlalchemy.orm
-from sqlalchemy import Engine, NullPool, create_engine, make_url
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -39,8 +40,18 @@ SMALLER: dict[str, dict[str, Any]] = {
     "wide-rows": {"action": "warn", "min_columns": 4},
 }
 
-# Off by default, and without findings in the scope of a connection, which may end before its objects are read.
-NEED_A_SCOPE = {"unused-eager-load", "wide-rows"}
+# Without findings in the scope of a connection, which is none of a unit of work, sees one connection only, and may end
+# before its objects are read: the kind of scope that is around the example.
+NEED_A_SCOPE = {
+    "unused-eager-load": "block",
+    "wide-rows": "block",
+    "connection-held": "request",
+    "nested-checkout": "request",
+    "pool-fanout": "request",
+}
+
+# Where one connection is not enough for the example to come to its end.
+MORE_CONNECTIONS = {"nested-checkout"}
 
 
 def sections_of(rule: str) -> dict[str, str]:
@@ -76,11 +87,11 @@ def test_the_examples_are_true(
     )
     seen: list[Scope] = []
     settings = Settings(profile="test", rules={rule: SMALLER.get(rule, {})})
-    with names_for(shop_url, settings, seen) as names:
+    with names_for(shop_url, settings, seen, 2 if rule in MORE_CONNECTIONS else 1) as names:
         exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), names)
         with names["session"] as session, ExitStack() as scope:
             if rule in NEED_A_SCOPE:
-                scope.enter_context(sqla_watch.scope("example"))
+                scope.enter_context(sqla_watch.scope("example", kind=NEED_A_SCOPE[rule]))
             names["example"]()
             session.rollback()
     found = [finding for scope in seen for finding in scope.findings]
@@ -94,7 +105,7 @@ def points_into(finding: Finding, source: Path) -> bool:
 
 
 @contextmanager
-def names_for(url: str, settings: Settings, seen: list[Scope]) -> Iterator[dict[str, Any]]:
+def names_for(url: str, settings: Settings, seen: list[Scope], connections: int) -> Iterator[dict[str, Any]]:
     """What an example may use: SQLAlchemy's names, the shop's classes, and things at hand in an application.
 
     The engines are watched; `seen` is given the scopes. Engines that the example makes are disposed of, too.
@@ -106,9 +117,17 @@ def names_for(url: str, settings: Settings, seen: list[Scope]) -> Iterator[dict[
             stack.callback(made.dispose)
             return made
 
-        engine = make_engine(url, pool_size=1, max_overflow=0)
-        # Without a pool no connection outlives the example's event loop.
-        async_engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        engine = make_engine(url, pool_size=connections, max_overflow=0, pool_timeout=0.5)
+        async_url = make_url(url).set(drivername="postgresql+asyncpg")
+        async_engine = create_async_engine(async_url, pool_size=2, max_overflow=0)
+
+        async def closing(example: Coroutine[Any, Any, Any]) -> Any:
+            """No connection may outlive the event loop of an example."""
+            try:
+                return await example
+            finally:
+                await async_engine.dispose()
+
         for each in (async_engine, engine):
             sqla_watch.install(each, settings=settings).reporters.append(seen.append)
         yield {
@@ -122,7 +141,7 @@ def names_for(url: str, settings: Settings, seen: list[Scope]) -> Iterator[dict[
             "DBAPIError": sqlalchemy.exc.DBAPIError,
             "MissingGreenlet": sqlalchemy.exc.MissingGreenlet,
             "ThreadPoolExecutor": ThreadPoolExecutor,
-            "asyncio": asyncio,
+            "asyncio": SimpleNamespace(**{**vars(asyncio), "run": lambda example: asyncio.run(closing(example))}),
             "sqla_watch": sqla_watch,
             "time": time,
             "create_engine": make_engine,

@@ -32,14 +32,13 @@ def engine(shop_url: str):  # type: ignore[no-untyped-def]
     engine.dispose()
 
 
-def assert_waited(finding: Finding, *, line: int, at_least: float, timed_out: int = 0) -> None:
+def assert_waited(finding: Finding, *, line: int, at_least: float) -> None:
     assert finding.rule == "pool-wait"
     assert finding.severity == "high"
     assert place(finding) == (__file__, line)
     assert at_least <= finding.evidence["wait_seconds"] < at_least + 0.5  # type: ignore[operator]
     assert finding.evidence["total_wait_seconds"] == finding.evidence["wait_seconds"]
     assert finding.evidence["waits"] == 1
-    assert finding.evidence["timed_out"] == timed_out
     assert finding.evidence["pool_size"] == 1
     assert finding.evidence["max_overflow"] == 0
     assert "all 1 of the pool were taken" in finding.message
@@ -100,27 +99,6 @@ async def test_async_a_wait_for_a_connection_of_the_engine_is_found(shop_url: st
     assert_waited(only(scope), line=line_of("waits in one of two"), at_least=0.11)
 
 
-def test_a_wait_that_ends_with_nothing_counts_most_of_all(engine: Engine) -> None:
-    limit = pytest.raises(PoolTimeout, match="QueuePool limit of size 1 overflow 0 reached")
-    with connection_held_elsewhere(engine, 0.3), sqla_watch.scope("timeout") as scope, limit:
-        engine.connect()  # gets none
-    finding = only(scope)
-    assert_waited(finding, line=line_of("gets none"), at_least=0.15, timed_out=1)
-    assert "and got none" in finding.message
-    assert scope.connections == 0
-
-
-@both_drivers
-@in_event_loop
-async def test_async_a_wait_that_ends_with_nothing_is_found(shop_url: str, driver: str) -> None:
-    async with watched_async_engine(shop_url, driver, pool_size=1, max_overflow=0, pool_timeout=0.12) as engine:
-        with sqla_watch.scope("async timeout") as scope:
-            async with engine.connect():
-                with pytest.raises(PoolTimeout):
-                    await engine.connect()  # gets none of one
-    assert_waited(only(scope), line=line_of("gets none of one"), at_least=0.12, timed_out=1)
-
-
 def test_several_waits_of_one_line_are_one_finding(engine: Engine) -> None:
     with sqla_watch.scope("several") as scope:
         for seconds in (0.11, 0.14):
@@ -137,14 +115,6 @@ def test_without_any_scope_the_warning_comes_when_the_connection_goes_back(engin
         pass
     (warning,) = warned
     assert (warning.filename, warning.lineno) == (__file__, line_of("no scope"))
-
-
-def test_without_any_scope_a_timeout_warns_at_once(engine: Engine) -> None:
-    warns = pytest.warns(PoolWaitWarning, match="got none")
-    with connection_held_elsewhere(engine, 0.3), warns as warned, pytest.raises(PoolTimeout):
-        engine.connect()  # no scope and no connection
-    (warning,) = warned
-    assert (warning.filename, warning.lineno) == (__file__, line_of("no scope and no connection"))
 
 
 # Good code
@@ -200,26 +170,75 @@ def test_holding_a_connection_for_long_is_no_wait_of_its_own(engine: Engine) -> 
     assert found(scope) == []
 
 
+def test_a_wait_that_ends_with_nothing_is_for_another_rule(engine: Engine) -> None:
+    limit = pytest.raises(PoolTimeout, match="QueuePool limit of size 1 overflow 0 reached")
+    with connection_held_elsewhere(engine, 0.3), sqla_watch.scope("timeout") as scope, limit:
+        engine.connect()
+    assert [rule for rule, _ in found(scope)] == ["pool-timeout"]
+    assert scope.connections == 0
+    assert 0.15 <= scope.wait_seconds < 0.5
+
+
+def test_a_wait_for_a_second_connection_is_for_another_rule(engine: Engine) -> None:
+    with sqla_watch.scope("nested") as scope, engine.connect(), pytest.raises(PoolTimeout):
+        engine.connect()
+    assert [rule for rule, _ in found(scope)] == ["nested-checkout"]
+
+
+@both_drivers
+@in_event_loop
+async def test_async_a_wait_that_the_application_gives_up_counts(shop_url: str, driver: str) -> None:
+    """`asyncio.timeout` around a request: the task is cancelled while it waits."""
+    async with watched_async_engine(shop_url, driver, pool_size=1, max_overflow=0) as engine:
+        taken = asyncio.Event()
+
+        async def hold() -> None:
+            async with AsyncSession(engine) as session:
+                await session.get(Order, 1)
+                taken.set()
+                await asyncio.sleep(0.6)  # holds it for longer than another has patience
+
+        holder = asyncio.create_task(hold())
+        await taken.wait()
+        with sqla_watch.scope("gives up") as scope, pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3), engine.connect():  # has no patience
+                pass
+        await holder
+    finding = only(scope)
+    assert finding.rule == "pool-wait"
+    assert place(finding) == (__file__, line_of("has no patience"))
+    assert finding.related[0].location.line == line_of("holds it for longer than another has patience")
+    assert 0.25 < scope.wait_seconds < 0.6
+
+
+# Who held the connections
+
+
 def test_who_held_the_connection_is_named(engine: Engine) -> None:
     """Another thread sleeps in a transaction of its own while this one waits."""
+    patient = create_engine(engine.url, pool_size=1, max_overflow=0)
+    sqla_watch.install(patient, settings=Settings(profile="test"))
     taken = threading.Event()
 
     def hold() -> None:
-        with engine.connect() as connection:
+        with patient.connect() as connection:
             connection.execute(select(Order.id).limit(1))
             taken.set()
-            time.sleep(0.12)  # does something else
+            time.sleep(0.4)  # does something else
 
     holder = threading.Thread(target=hold)
     holder.start()
     taken.wait()
-    with sqla_watch.scope("waits") as scope, engine.connect() as connection:
+    with sqla_watch.scope("waits") as scope, patient.connect() as connection:
         connection.execute(select(Order.id).limit(1))
     holder.join()
+    patient.dispose()
     finding = only(scope)
     (related,) = finding.related
-    assert (related.location.file, related.location.line) == (__file__, line_of("does something else"))
-    assert related.role.endswith(", in a transaction")
+    line = line_of("does something else")
+    assert (related.location.file, related.location.line) == (__file__, line)
+    assert related.role.endswith(", idle in transaction, in time.sleep")
+    assert f"idle in transaction, in time.sleep at test_pool_wait.py:{line}" in finding.message
     assert finding.evidence["holders_in_transaction"] == 1
 
 
@@ -235,32 +254,44 @@ def test_a_time_out_has_a_note_that_names_the_holder_and_is_unchanged_otherwise(
     (note,) = watched.value.__notes__
     assert note.startswith("sqla_watch: the connections of the pool were held by\n  for 0.")
     assert f"test_pool_wait.py:{line_of('asks for a second one')}" in note  # where the holder's thread is
+    assert "waiting for another connection" in note
     assert note.endswith("(leak)")
     assert (type(watched.value), watched.value.args) == (type(bare.value), bare.value.args)
     assert not hasattr(bare.value, "__notes__")
-    assert only(scope).evidence["timed_out"] == 1
+    assert only(scope).evidence["timeouts"] == 1
 
 
 @both_drivers
 @in_event_loop
 async def test_async_a_task_that_holds_is_named_where_it_is(shop_url: str, driver: str) -> None:
     async with watched_async_engine(
-        shop_url, driver, pool_size=1, max_overflow=0, pool_timeout=0.1, rules={"pool-wait": {"min_seconds": 0.05}}
+        shop_url, driver, pool_size=1, max_overflow=0, rules={"pool-wait": {"min_seconds": 0.05}}
     ) as engine:
 
         async def hold() -> None:
             async with AsyncSession(engine) as session:
                 await session.get(Order, 1)
-                await asyncio.sleep(0.25)  # holds it here
+                await asyncio.sleep(0.5)  # holds it here
 
         with sqla_watch.scope("tasks") as scope:
             holder = asyncio.create_task(hold())
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
             async with AsyncSession(engine) as session:
-                with pytest.raises(PoolTimeout) as error:
-                    await session.get(Order, 2)
+                await session.get(Order, 2)
             await holder
-    assert f"test_pool_wait.py:{line_of('holds it here')} in hold (tasks)" in error.value.__notes__[0]
-    assert "in a transaction" in error.value.__notes__[0]
     (finding,) = [each for each in scope.findings if each.rule == "pool-wait"]
     assert [related.location.line for related in finding.related] == [line_of("holds it here")]
+    assert finding.related[0].role.endswith("idle in transaction, in asyncio.sleep (tasks)")
+
+
+def test_of_many_waits_of_one_line_the_longest_tells_who_held(engine: Engine) -> None:
+    patient = create_engine(engine.url, pool_size=1, max_overflow=0)
+    sqla_watch.install(patient, settings=Settings(profile="test"))
+    with sqla_watch.scope("many") as scope:
+        for seconds in (0.12, 0.4):
+            with connection_held_elsewhere(patient, seconds), patient.connect():
+                pass
+    patient.dispose()
+    finding = only(scope)
+    assert finding.evidence["waits"] == 2
+    assert "in threading.Event.wait" in finding.message

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +36,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship, selectinload
 
 import sqla_watch
@@ -442,7 +445,7 @@ def test_polling_slowly_in_one_transaction(engine: Engine, watch: Watch) -> None
         connection.execute(select(Order.status).where(Order.id == 1))
         time.sleep(1.01)
         connection.execute(select(Order.status).where(Order.id == 1))
-    assert [rule for rule, _ in found(scope)] == ["long-transaction"]
+    assert [rule for rule, _ in found(scope)] == ["idle-in-transaction"]
 
 
 def test_locking_the_same_row_again(engine: Engine) -> None:
@@ -790,3 +793,127 @@ def test_a_transaction_that_is_long_only_because_one_statement_is_slow(engine: E
         connection.execute(select(func.pg_sleep(0.12)))
         connection.execute(select(Order.id).limit(1))
     assert [finding.rule for finding in scope.findings] == ["slow-query"]
+
+
+# Connections and pools
+
+
+def from_seconds(seconds: float) -> dict[str, Any]:
+    """The rules about connections and pools, all from so many seconds on."""
+    rules = ("idle-in-transaction", "connection-held", "pool-wait", "pool-fanout")
+    return {rule: {"min_seconds": seconds} for rule in rules}
+
+
+def test_an_export_that_reads_from_one_connection_and_writes_by_another(shop_url: str) -> None:
+    """While the reader waits its thread waits for the database as well: nothing is done in its transaction."""
+    engine = create_engine(shop_url)
+    sqla_watch.install(engine, settings=Settings(profile="test", rules=from_seconds(0.25)))
+    with sqla_watch.scope("export") as scope, engine.connect() as reader:
+        result = reader.execution_options(yield_per=5).execute(select(Order.id).limit(8))
+        for rows in result.partitions():
+            with engine.begin() as writer:
+                for (number,) in rows:
+                    writer.execute(text("SELECT :number, pg_sleep(0.1)"), {"number": number})
+    engine.dispose()
+    assert found(scope) == []
+
+
+def test_a_busy_application_of_threads(shop_url: str) -> None:
+    """A session for each request that a dependency closes after the response; a leader's lock; a reports engine."""
+    engine = create_engine(shop_url, pool_size=5, max_overflow=5)
+    reports = create_engine(shop_url, pool_size=5)
+    watch = sqla_watch.install(engine, settings=Settings(profile="test", rules=from_seconds(0.6)))
+    sqla_watch.install(reports, settings=watch.settings)
+    told: list[str] = []
+    watch.reporters.append(lambda scope: told.extend(finding.describe() for finding in scope.findings))
+
+    @contextmanager
+    def get_session() -> Iterator[Session]:
+        with Session(engine) as session:
+            yield session
+
+    def price(session: Session, number: int) -> int:
+        with session.begin_nested():
+            return session.scalars(select(Order.customer_id).where(Order.id == number)).one()
+
+    def view(session: Session, number: int) -> None:
+        session.get(Order, number)
+        price(session, number)
+        with reports.connect() as connection:
+            connection.execute(select(func.count()).select_from(Rate))
+        session.commit()
+        time.sleep(0.005)
+
+    def serve(number: int) -> None:
+        with get_session() as session, sqla_watch.scope("GET /order", kind="request"):
+            view(session, number % 100 + 1)
+
+    def lead(elected: threading.Event, over: threading.Event) -> None:
+        with engine.connect() as connection:
+            connection.execute(select(func.pg_advisory_lock(7)))
+            connection.commit()
+            elected.set()
+            over.wait()
+
+    elected, over = threading.Event(), threading.Event()
+    leader = threading.Thread(target=lead, args=(elected, over))
+    leader.start()
+    elected.wait()
+    with ThreadPoolExecutor(4) as executor:
+        deadline = time.monotonic() + 2
+        number = 0
+        while time.monotonic() < deadline:
+            list(executor.map(serve, range(number, number + 40)))
+            number += 40
+    over.set()
+    leader.join()
+    engine.dispose()
+    reports.dispose()
+    assert number >= 80
+    assert told == []
+
+
+@both_drivers
+@in_event_loop
+async def test_a_busy_application_of_tasks(shop_url: str, driver: str) -> None:
+    """Fifty users at once and a semaphore; a listener; mails with sessions of their own that outlive their requests."""
+    async with watched_async_engine(shop_url, driver, rules=from_seconds(0.6), pool_size=12) as engine:
+        told: list[str] = []
+        watch = sqla_watch.install(engine)
+        watch.reporters.append(lambda scope: told.extend(finding.describe() for finding in scope.findings))
+        limit = asyncio.Semaphore(5)
+        mails: list[asyncio.Task[None]] = []
+
+        @asynccontextmanager
+        async def get_session(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+            async with AsyncSession(engine) as session:
+                yield session
+
+        async def send_mail(number: int) -> None:
+            await asyncio.sleep(0.3)
+            async with limit, AsyncSession(engine) as session:
+                await session.get(Order, number)
+
+        async def view(session: AsyncSession, number: int) -> None:
+            await session.get(Order, number)
+            await session.commit()
+            mails.append(asyncio.create_task(send_mail(number)))
+            await asyncio.sleep(0.05)
+
+        async def serve(number: int) -> None:
+            async with limit, get_session(engine) as session:
+                with sqla_watch.scope("GET /order", kind="request"):
+                    await view(session, number + 1)
+
+        async def listen() -> None:
+            async with engine.connect() as connection:
+                alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await alone.execute(text("LISTEN orders"))
+                await asyncio.sleep(1.5)
+
+        listener = asyncio.create_task(listen())
+        for _ in range(2):
+            await asyncio.gather(*(serve(number) for number in range(50)))
+        await asyncio.gather(listener, *mails)
+    assert len(mails) == 100
+    assert told == []

@@ -695,7 +695,6 @@ async def test_what_is_not_in_the_sample_makes_no_scope_at_all(engine: Engine, s
     assert [scope.kind for scope in scopes] == ["implicit"]
 
 
-@pytest.mark.xfail(strict=True, reason="probes.checkout.tell() opens a scope of its own in them")
 @in_event_loop
 async def test_nor_does_what_is_told_without_a_statement(engine: Engine, scopes: list[Scope]) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -138,7 +138,7 @@ def test_timeouts_are_counted_and_stay_the_applications(one: Engine) -> None:
             assert raised.value.code == "3o7r"
         waited = perf_counter() - started
     (finding,) = scope.findings
-    assert finding.evidence["timed_out"] == 2
+    assert finding.evidence["timeouts"] == 2
     assert waited >= 0.2
     assert scope.wait_seconds == pytest.approx(waited, abs=2 * TOLERANCE)
     assert scope.connections == 0
@@ -233,6 +233,100 @@ def test_a_connection_that_cannot_be_opened_is_none(shop_url: str) -> None:
     engine.dispose()
     assert scope.connections == 0
     assert scope.wait_seconds < TOLERANCE
+
+
+# How long it was held, and how long it took to open
+
+
+def test_connections_are_held_from_getting_one_to_its_return(one: Engine) -> None:
+    one.connect().close()
+    held = 0.0
+    with sqla_watch.scope("held") as scope:
+        for _ in range(3):
+            with one.connect() as connection:
+                got = perf_counter()
+                connection.execute(orders)
+                time.sleep(0.05)
+                before = scope.held_seconds  # counted when it is returned
+            held += perf_counter() - got
+    assert held > 0.15
+    assert scope.held_seconds == pytest.approx(held, abs=TOLERANCE)
+    assert before < held - 0.05
+    assert scope.connect_seconds == 0
+    assert scope.to_dict()["held_seconds"] == round(scope.held_seconds, 6)
+
+
+def test_a_wait_is_not_part_of_the_holding(one: Engine) -> None:
+    patient = create_engine(one.url, pool_size=1, max_overflow=0)
+    sqla_watch.install(patient, settings=Settings(profile="test"))
+    with connection_held_elsewhere(patient, 0.15), sqla_watch.scope("waits") as scope:
+        with patient.connect():
+            got = perf_counter()
+            time.sleep(0.05)
+        held = perf_counter() - got
+    patient.dispose()
+    assert scope.held_seconds == pytest.approx(held, abs=TOLERANCE)
+    assert scope.wait_seconds > 0.1
+
+
+def test_the_time_to_open_connections_is_told_apart(shop_url: str) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=slowly(shop_url), pool_size=1, max_overflow=1)
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+    with sqla_watch.scope("opens two") as scope:
+        started = perf_counter()
+        one, other = engine.connect(), engine.connect()
+        opened = perf_counter() - started
+        one.close()
+        other.close()
+        engine.connect().close()  # is open already
+    engine.dispose()
+    assert opened > 0.16
+    assert scope.connect_seconds == pytest.approx(opened, abs=2 * TOLERANCE)
+    assert scope.held_seconds < opened / 2 + 2 * TOLERANCE
+    assert scope.to_dict()["connect_seconds"] == round(scope.connect_seconds, 6)
+
+
+def test_the_time_to_ping_belongs_to_connecting(shop_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create_engine(shop_url, pool_pre_ping=True, pool_size=1)
+    ping = engine.dialect.do_ping
+
+    pings = []
+
+    def slow_ping(connection: Any) -> bool:
+        started = perf_counter()
+        time.sleep(0.05)
+        alive = ping(connection)
+        pings.append(perf_counter() - started)
+        return alive
+
+    monkeypatch.setattr(engine.dialect, "do_ping", slow_ping)
+    sqla_watch.install(engine, settings=Settings(profile="test"))
+    engine.connect().close()
+    with sqla_watch.scope("pings") as scope, engine.connect():
+        pass
+    engine.dispose()
+    (ping_seconds,) = pings  # one that was just opened is not pinged
+    assert scope.connect_seconds == pytest.approx(ping_seconds, abs=TOLERANCE)
+    assert scope.wait_seconds == 0
+
+
+@both_drivers
+@in_event_loop
+async def test_tasks_hold_connections_each_for_itself(shop_url: str, driver: str) -> None:
+    async with watched_async_engine(shop_url, driver, pool_size=3) as engine:
+        held = []
+
+        async def use(seconds: float) -> None:
+            async with engine.connect() as connection:
+                got = perf_counter()
+                await connection.execute(orders)
+                await asyncio.sleep(seconds)
+            held.append(perf_counter() - got)
+
+        with sqla_watch.scope("three at once") as scope:
+            await asyncio.gather(use(0.05), use(0.1), use(0.15))
+    assert scope.held_seconds == pytest.approx(sum(held), abs=3 * TOLERANCE)
+    assert scope.connect_seconds > 0  # three were opened
 
 
 # Every kind of pool
