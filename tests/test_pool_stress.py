@@ -35,7 +35,7 @@ def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_threads_and_tasks_leave_nothing_open_behind(shop_url: str, driver: str) -> None:
     """It looks itself: at the snapshot, at what is alive, at the log and at each exception."""
-    size = "--minutes 0.2 --lap 6 --threads 16 --tasks 60".split()
+    size = ["--minutes", "0.2", "--lap", "6", "--threads", "16", "--tasks", "60"]
     ended = run(shop_url, "-m", "benchmarks.pool_stress", *size, "--driver", driver)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "\n0 faults" in ended.stdout
