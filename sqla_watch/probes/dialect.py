@@ -86,6 +86,7 @@ def _execute(door: Door, original: Any) -> Any:
             if scope is None:
                 return original(cursor, statement, parameters, context)
         error = ""
+        failure = None
         started = clock()
         try:
             return original(cursor, statement, parameters, context)
@@ -117,8 +118,10 @@ def _execute(door: Door, original: Any) -> Any:
                             ):
                                 rows = context.cursor_fetch_strategy = CountingFetch()
                             else:
-                                rows = count_stream(context, cursor, checkout)
+                                rows, failure = count_stream(context, cursor, checkout)
                                 finished = clock()  # its first rows were fetched with it
+                                if failure is not None:
+                                    error = _name(failure)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -190,6 +193,8 @@ def _execute(door: Door, original: Any) -> Any:
                         transaction.savepoint(fingerprint.operation)
             except Exception:
                 door.fault()
+            if failure is not None:
+                raise failure
             if scope.watched_raises and not error:
                 scope.raise_now()
 

@@ -253,17 +253,23 @@ def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> 
 class _CountingCursor:
     """A cursor's fetch methods, counted; stands in for it where a buffer is first filled."""
 
-    __slots__ = ("_checkout", "_counter", "_cursor")
+    __slots__ = ("_checkout", "_counter", "_cursor", "failure")
 
     def __init__(self, cursor: Any, counter: RowCounter, checkout: Any) -> None:
         self._cursor = cursor
         self._counter = counter
         self._checkout = checkout
         """The checkout of its connection (`Checkout`), None where rows come without asking the server."""
+        self.failure: BaseException | None = None
+        """The driver's error."""
 
     def fetchmany(self, size: int) -> Any:
         started = clock()
-        rows = self._cursor.fetchmany(size)
+        try:
+            rows = self._cursor.fetchmany(size)
+        except BaseException as error:
+            self.failure = error
+            raise
         self._fetched(len(rows), started)
         return rows
 
@@ -318,21 +324,25 @@ class _CountingBuffer(_cursor.BufferedRowCursorFetchStrategy):
         return _CountingCursor(cursor, self.counter, self.checkout)
 
 
-def count_stream(context: Any, cursor: Any, checkout: Any) -> int | RowCounter:
-    """Have a counter follow the rows of a streamed result; 0 where somebody else fetches in a way of their own.
+def count_stream(context: Any, cursor: Any, checkout: Any) -> tuple[int | RowCounter, BaseException | None]:
+    """Have a counter follow the rows of a streamed result, whose first ones are fetched here, as SQLAlchemy would.
 
-    A result that is not streamed gets a `CountingFetch`, which the hot path does itself.
+    Returns:
+        The counter, 0 where somebody else fetches in a way of their own; and the error of the first rows, if they have
+        one, which is the statement's.
     """
     if context.cursor_fetch_strategy is not DEFAULT_FETCH:
-        return 0
-    options = context.execution_options
-    if not (context._is_server_side or options.get("stream_results", False)):
-        strategy = context.cursor_fetch_strategy = CountingFetch()
-        return strategy
+        return 0, None
     counter = RowCounter()
     counter.streamed = True
-    context.cursor_fetch_strategy = _CountingBuffer(
-        _CountingCursor(cursor, counter, None), options, counter=counter, checkout=checkout
-    )
+    counting = _CountingCursor(cursor, counter, None)
+    try:
+        context.cursor_fetch_strategy = _CountingBuffer(
+            counting, context.execution_options, counter=counter, checkout=checkout
+        )
+    except BaseException:
+        if counting.failure is None:
+            raise
+        return 0, counting.failure
     counter.nanoseconds = 0  # the first rows come with the statement, and are part of its time
-    return counter
+    return counter, None
