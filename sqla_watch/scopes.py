@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import inspect
 import logging
 import threading
 import time
