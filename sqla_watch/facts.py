@@ -623,6 +623,7 @@ class Spent(NamedTuple):
     wait_seconds: float
     connections: int
     transactions: int
+    ignores: tuple[Ignore, ...] = ()
 
 
 Fact: TypeAlias = Statement | Transaction | Wait | Held | Flush | SessionUse | MissingLoad | EngineConfiguration

@@ -38,6 +38,7 @@ from sqla_watch.facts import (
     Wait,
     site_of,
 )
+from sqla_watch.ignores import active as active_ignores
 
 if TYPE_CHECKING:
     from sqla_watch.budgets import Budget
@@ -616,6 +617,7 @@ class Record:
                 self.wait / 1e9,
                 self.checkouts,
                 self.commits + self.rollbacks,
+                active_ignores.get(),
             )
         )
 

@@ -419,8 +419,8 @@ def carry(function: Callable[_P, _T]) -> Callable[_P, _T]:
         raise TypeError(f"carry() takes a function, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"carry() cannot take the generator function {function.__qualname__}: its body runs where the next value is "
-            "asked for; carry the function that goes through its values"
+            f"carry() cannot take the generator function {function.__qualname__}: its body runs where the next "
+            "value is asked for; carry the function that goes through them"
         )
     carried = current.get()
 

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +112,8 @@ def _pair(scenario: Scenario, shop: Shop) -> Pair:
 
 def _run(function: Callable[[Shop], object], shop: Shop, name: str, scenario: Scenario) -> tuple[Scope, object]:
     gc.collect()  # what others left behind is not to be counted here: it takes longer than some repairs
-    with entered(Scope(name, "demo", sqla_watch.Settings(rules=scenario.rules))) as scope:
+    with warnings.catch_warnings(), entered(Scope(name, "demo", sqla_watch.Settings(rules=scenario.rules))) as scope:
+        warnings.simplefilter("ignore", sqla_watch.SqlaWatchWarning)  # of scopes inside: told at the end
         answer = function(shop)
         if inspect.iscoroutine(answer):
             answer = asyncio.run(answer)

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, aliased, joinedload, selectinload, undefer
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 import sqla_watch
+from sqla_watch import Budget
 from sqla_watch.demo.data import COUNTRIES, STATUSES
 from sqla_watch.demo.models import Customer, Item, Order, Product, Rate
 
@@ -174,6 +175,32 @@ def repeated_query_repair(shop: Shop) -> list[Decimal]:
     with Session(shop.engine) as session:
         rate = tax_rate(session, "CH")
         return [price * rate / 100 for price in range(100)]
+
+
+# over-budget: what a request may cost is written down; this is how it is told that it costs more.
+
+
+def over_budget_mistake(shop: Shop) -> dict[str, int]:
+    """Count for the shop's front page, whose budget is two statements, with a statement for each number."""
+    with sqla_watch.scope("front page", budget=Budget(max_statements=2)), Session(shop.engine) as session:
+        customers = session.scalar(select(func.count()).select_from(Customer))
+        orders = session.scalar(select(func.count()).select_from(Order))
+        products = session.scalar(select(func.count()).select_from(Product))
+        return {"customers": customers or 0, "orders": orders or 0, "products": products or 0}
+
+
+def over_budget_repair(shop: Shop) -> dict[str, int]:
+    """Ask for all of them at once."""
+    with sqla_watch.scope("front page", budget=Budget(max_statements=2)), Session(shop.engine) as session:
+        numbers = session.execute(
+            select(
+                *(
+                    select(func.count()).select_from(each).scalar_subquery().label(name)
+                    for name, each in (("customers", Customer), ("orders", Order), ("products", Product))
+                )
+            )
+        ).one()
+        return dict(numbers._mapping)
 
 
 # oversized-result: everything is fetched to use a little.
@@ -888,6 +915,7 @@ SCENARIOS = [
         is_async=True,
         note="the parcels take as long as before, but other requests find a connection in between",
     ),
+    Scenario("over-budget", "front page", over_budget_mistake, over_budget_repair),
     Scenario("column-load-loop", "notes", column_load_loop_mistake, column_load_loop_repair),
     Scenario("select-star", "products", select_star_mistake, select_star_repair),
     Scenario("deep-offset", "items", deep_offset_mistake, deep_offset_repair),

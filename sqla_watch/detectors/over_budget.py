@@ -24,14 +24,16 @@ class OverBudget(Rule):
 
     ## Example
     ```python
-    with sqla_watch.scope("dashboard", budget=Budget(max_statements=2)), Session(engine) as session:
+    budget = sqla_watch.Budget(max_statements=2)
+    with sqla_watch.scope("dashboard", budget=budget), Session(engine) as session:
         for country in ("AT", "CH", "DE"):
             session.execute(select(Rate).where(Rate.country == country))
     ```
 
     ## Use instead
     ```python
-    with sqla_watch.scope("dashboard", budget=Budget(max_statements=2)), Session(engine) as session:
+    budget = sqla_watch.Budget(max_statements=2)
+    with sqla_watch.scope("dashboard", budget=budget), Session(engine) as session:
         session.execute(select(Rate).where(Rate.country.in_(["AT", "CH", "DE"])))
     ```
 
@@ -39,7 +41,8 @@ class OverBudget(Rule):
     None of its own: they are the budget's.
 
     ## How to silence it
-    A larger budget, or none.
+    A larger budget, or none; `with sqla_watch.ignore("over-budget", reason="…"):` around the end of the scope, or
+    `# sqla-watch: ignore[over-budget]` on the line that is named.
 
     ## Limits
     Judged when the scope ends. Statements of scopes inside of it count, but the line is one of its own.
@@ -57,7 +60,9 @@ class OverBudget(Rule):
             for name, limit in spent.budget.limits.items():
                 used = getattr(spent, name.removeprefix("max_"))
                 if used > limit:
-                    yield Found(self._finding(spent, name.removeprefix("max_"), used, limit, facts.groups), (), ())
+                    yield Found(
+                        self._finding(spent, name.removeprefix("max_"), used, limit, facts.groups), (), spent.ignores
+                    )
 
     @staticmethod
     def _finding(spent: Spent, what: str, used: float, limit: float, groups: list[StatementGroup]) -> Finding:

@@ -91,6 +91,11 @@ def test_without_its_libraries_the_command_says_what_to_install(workshop, missin
 def test_help_and_version(command):
     status, output, _ = command("--help")
     assert status == 0
-    assert [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines()] == ["demo", "rules", "run"]
+    assert [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines()] == [
+        "demo",
+        "report",
+        "rules",
+        "run",
+    ]
     assert command("--version")[1].startswith("sqla-watch, version ")
     assert "SQLA_WATCH_PROFILE and\n" in command("run", "--help")[1]

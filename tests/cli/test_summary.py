@@ -29,7 +29,7 @@ def closed(*findings, parent=None, name="GET /"):
     scope.close()
     scope._findings = list(findings)
     if parent is not None:
-        parent.add_inner(scope.record, list(findings))
+        parent.add_inner(scope, list(findings))
     return scope
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -151,6 +151,31 @@ def test_what_runs_after_the_scope_is_none_of_it(engine: Engine, scopes: list[Sc
 def test_only_a_function_can_be_carried() -> None:
     with pytest.raises(TypeError, match=r"carry\(\) takes a function, not 7"):
         sqla_watch.carry(7)  # type: ignore[arg-type]
+
+
+def test_a_generator_function_is_refused_because_its_body_runs_elsewhere() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    async def later() -> AsyncIterator[int]:
+        yield 1
+
+    for each in (numbers, later):
+        with pytest.raises(TypeError, match=rf"carry\(\) cannot take the generator function .*{each.__name__}"):
+            sqla_watch.carry(each)
+
+
+def test_a_coroutine_of_another_loop_is_in_the_scope(engine: Engine, watch: Watch) -> None:
+    async def part() -> None:
+        ask(engine)
+        await asyncio.sleep(0)
+        await asyncio.create_task(asyncio.to_thread(ask, engine))
+
+    with sqla_watch.scope("report") as scope:
+        carried = sqla_watch.carry(part)
+        in_thread(lambda: asyncio.run(carried()))
+        assert scope.statements == 2
+        assert current.get() is scope
 
 
 def test_a_copied_context_has_the_scope_too(engine: Engine, watch: Watch) -> None:

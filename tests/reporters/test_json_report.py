@@ -15,7 +15,8 @@ import sqla_watch
 from sqla_watch.cli.summary import Summary
 from sqla_watch.demo.models import Customer
 from sqla_watch.reporters import json as reporter
-from sqla_watch.reporters.json import JsonReportError, check, document, write
+from sqla_watch.reporters.files import ReportError
+from sqla_watch.reporters.json import check, document, write
 
 PAGE = Path(__file__).parents[2] / "docs" / "json-report.md"
 
@@ -80,7 +81,7 @@ def test_a_reader_sees_the_old_report_until_the_new_one_is_whole(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(JsonReportError, match=r"report.json': No space left on device"):
+    with pytest.raises(ReportError, match=r"report.json': No space left on device"):
         write(document([]), str(path))
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("report.json", "old")]
 
@@ -102,9 +103,9 @@ def test_a_device_is_written_to_and_stays_a_device():
 def test_looking_whether_a_path_can_be_written_leaves_nothing_behind(tmp_path):
     check(str(tmp_path / "report.json"))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(JsonReportError, match="it is a directory"):
+    with pytest.raises(ReportError, match="it is a directory"):
         check(str(tmp_path))
-    with pytest.raises(JsonReportError, match="No such file or directory"):
+    with pytest.raises(ReportError, match="No such file or directory"):
         check(str(tmp_path / "nowhere" / "report.json"))
-    with pytest.raises(JsonReportError, match="No such file or directory"):
+    with pytest.raises(ReportError, match="No such file or directory"):
         write(document([]), str(tmp_path / "nowhere" / "report.json"))
