@@ -87,7 +87,7 @@ def test_rq(page: dict[str, Any], scopes: list[Scope]) -> None:
 
 
 def test_dramatiq(page: dict[str, Any], scopes: list[Scope]) -> None:
-    dramatiq = pytest.importorskip("dramatiq")
+    import dramatiq
     from dramatiq.brokers.stub import StubBroker
 
     for number, expected in ((0, "dramatiq: invoice"), (1, "plain")):
@@ -125,7 +125,6 @@ def test_arq(page: dict[str, Any], shop_url: str, scopes: list[Scope]) -> None:
 
 
 def test_apscheduler(page: dict[str, Any], scopes: list[Scope]) -> None:
-    pytest.importorskip("apscheduler")
     scheduler = run("APScheduler", page)["scheduler"]
     scheduler.start()
     (job,) = scheduler.get_jobs()
@@ -143,7 +142,6 @@ def test_flask_commands(page: dict[str, Any], scopes: list[Scope]) -> None:
 
 
 def test_django_commands(page: dict[str, Any], scopes: list[Scope]) -> None:
-    pytest.importorskip("django")
     run("Django", page)["Command"]().handle()
     assert told(scopes) == [("close_month", "job", 1)]
 

@@ -40,7 +40,6 @@ Serve = Callable[..., AbstractContextManager[int]]
 @pytest.fixture(params=["uvicorn", "hypercorn", "granian"])
 def serve(request: pytest.FixtureRequest) -> Serve:
     """A server for ASGI, in a thread."""
-    pytest.importorskip(request.param)
     served: Serve = getattr(serving, request.param)
     return served
 
@@ -78,7 +77,6 @@ def test_500_requests_at_once_never_see_each_others_statements(
     databases: tuple[Engine, AsyncEngine],
     scopes: list[Scope],
 ) -> None:
-    pytest.importorskip(server)
     with getattr(serving, server)(SqlaWatchMiddleware(framework(*databases), server_timing=True)) as port:
         for kind in kinds:
             scopes.clear()

@@ -190,7 +190,8 @@ def test_where_the_exception_leaves_flask_the_route_is_gone_and_the_path_names_i
 
 
 def test_bottle_tells_its_routes(scopes: list[Scope]) -> None:
-    bottle = pytest.importorskip("bottle")
+    import bottle
+
     app = bottle.Bottle()
     app.route("/orders/<number:int>")(lambda number: "here")
     exchange(SqlaWatchMiddleware(app), "/orders/7")
