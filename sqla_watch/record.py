@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sized
-from itertools import count
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -90,20 +89,22 @@ Path: TypeAlias = tuple[tuple[str, str, bool], ...]
 class _Longest(Generic[_T]):
     """Keeps the facts with the largest size, counts the rest."""
 
-    __slots__ = ("_heap", "_order", "dropped")
+    __slots__ = ("_heap", "dropped")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, _T]] = []
-        self._order = count()
         self.dropped = 0
 
     def add(self, size: int, fact: _T) -> None:
-        entry = (size, next(self._order), fact)
         if len(self._heap) < MOST_KEPT:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(self._heap, (size, len(self._heap), fact))
         else:
-            heapq.heappushpop(self._heap, entry)
             self.dropped += 1
+            heapq.heappushpop(self._heap, (size, MOST_KEPT + self.dropped, fact))
+
+    def clear(self) -> None:
+        self._heap.clear()
+        self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -178,6 +179,8 @@ class Record:
         self.statements = 0
         self.rows = 0
         self.errors = 0
+        self.failed = False
+        """Whether a COMMIT or ROLLBACK has."""
         self.database = 0
         self.ending = 0
         self.commits = 0
@@ -232,7 +235,15 @@ class Record:
             ("spent", self.spent),
             ("blocking", self._on_event_loop),
         )
-        return [name for name, facts in kept if facts]
+        kinds = [name for name, facts in kept if facts]
+        if self._groups:
+            special: set[str] = set()
+            for group in self._groups.values():
+                group.note_kinds(special)
+            kinds.extend(special)
+        if self.errors or self.failed:
+            kinds.append("errors")
+        return kinds
 
     @property
     def flushes(self) -> list[FlushGroup]:
@@ -356,7 +367,7 @@ class Record:
             if error:
                 self.errors += 1
                 group.errors += 1
-                group.states[error] = group.states.get(error, 0) + 1
+                group.states = {**group.states, error: group.states.get(error, 0) + 1}
                 group.failed_last = True
                 if error == "MissingGreenlet":  # never sent
                     statements -= 1
@@ -421,7 +432,7 @@ class Record:
             group.last_flush = extra.flush
             if not extra.sets:
                 if len(group.assigned) < 2:
-                    group.assigned.add(values)
+                    group.assigned |= {values}
                 group.most_in_flush = max(group.most_in_flush, group.in_flush)
 
     def _overlap(self, one: Statement, other: Statement) -> None:
@@ -480,6 +491,8 @@ class Record:
                 self.rollbacks += 1
             self._answers.pop(fact.serial, None)
             self.transactions.add(fact.finished - fact.started, fact)
+            if fact.error:
+                self.failed = True
         elif isinstance(fact, Wait):
             if fact.checkout:
                 self.checkouts += 1
@@ -518,8 +531,8 @@ class Record:
             None if load is None else load.relationship,
             0 if load is None else load.session,
             ignores,
-            started=started,
-            on_event_loop=checkout in self._on_event_loop,
+            started,
+            checkout in self._on_event_loop,
         )
         if load is not None:
             group.columns, group.cause = load.columns, load.cause
@@ -638,12 +651,13 @@ class Record:
             self.missing_loads,
             self.engines,
             self.spent,
+            self.transactions,
+            self.waits,
+            self.nested,
+            self.holdings,
         ):
-            kept.clear()
-        self.transactions = _Longest()
-        self.waits = _Longest()
-        self.nested = _Longest()
-        self.holdings = _Longest()
+            if kept:
+                kept.clear()
 
     def find_load(self, runid: int) -> LoadEntry | None:
         """Return the ORM load with SQLAlchemy's number `runid`: the last one of ours that is not later."""
@@ -688,12 +702,15 @@ class Record:
         self._remember(runid, entry)
 
     def _remember(self, runid: int, entry: LoadEntry) -> None:
-        index = len(self._runids)
-        if index and runid < self._runids[-1]:  # two threads of one scope; keep the order
-            index = bisect_right(self._runids, runid)
-        self._runids.insert(index, runid)
-        self._loads.insert(index, entry)
-        if len(self._runids) > MOST_LOADS:
+        runids = self._runids
+        if runids and runid < runids[-1]:  # two threads of one scope; keep the order
+            index = bisect_right(runids, runid)
+            runids.insert(index, runid)
+            self._loads.insert(index, entry)
+        else:
+            runids.append(runid)
+            self._loads.append(entry)
+        if len(runids) > MOST_LOADS:
             del self._runids[: MOST_LOADS // 2]
             del self._loads[: MOST_LOADS // 2]
 

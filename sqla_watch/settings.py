@@ -105,6 +105,10 @@ class Settings:
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
+    plan: Mapping[str, list[tuple[int, str, RuleSettings]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Rules that are on, in their order, by the kind of facts that they read."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
 
@@ -124,6 +128,12 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
+        from sqla_watch.detectors import RULES
+
+        plan: dict[str, list[Any]] = {}
+        for rank, rule in enumerate(on):
+            plan.setdefault(RULES[rule].reads, []).append((rank, rule, rules[rule]))
+        object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
     @property

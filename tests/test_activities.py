@@ -317,7 +317,7 @@ async def seen_in_a_task(story: Callable[[], Any]) -> Activity:
     owners: list[Owner] = []
 
     async def run() -> None:
-        owners.append(Owner())
+        owners.append(Owner.here())
         await story()
 
     task = asyncio.create_task(run())
@@ -375,7 +375,7 @@ async def test_an_asyncio_lock_that_is_entered_is_named() -> None:
 @in_event_loop
 async def test_a_task_that_is_over_has_no_place() -> None:
     async def ended() -> Owner:
-        return Owner()
+        return Owner.here()
 
     owner = await asyncio.create_task(ended())
     assert activity_of(owner.stack(sys._current_frames)) == Activity(None)

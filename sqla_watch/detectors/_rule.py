@@ -173,17 +173,17 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
     from sqla_watch.detectors import RULES
 
     findings: list[Finding] = []
-    kinds = facts.kinds
-    context = Context(settings.rule(settings.active[0])) if settings.active else None
-    if context is None or not kinds:
+    plan = settings.plan
+    planned = [each for kind in facts.kinds for each in plan.get(kind, ())]
+    if not planned:
         return findings
-    for rule in settings.active:
-        detector = RULES[rule]
-        if detector.reads not in kinds or (only is not None and rule not in only):
+    planned.sort()
+    context = Context(planned[0][2])
+    for _, rule, context.settings in planned:
+        if only is not None and rule not in only:
             continue
         try:
-            context.settings = settings.rule(rule)
-            for found in detector.find(facts, context):
+            for found in RULES[rule].find(facts, context):
                 context.claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
                     findings.append(found.finding)

@@ -54,6 +54,7 @@ class CartesianJoin(Rule):
     id = "cartesian-join"
     guide = (10,)
     warning = CartesianJoinWarning
+    reads = "multiplied"
     thresholds: ClassVar = {
         "min_rows": Threshold(100, 100, 1_000, "rows with collections side by side"),
         "min_factor": Threshold(10, 10, 10, "rows for each distinct parent then"),

@@ -63,6 +63,7 @@ class ColumnLoadLoop(Rule):
     id = "column-load-loop"
     guide = (5, 6)
     warning = ColumnLoadLoopWarning
+    reads = "column loads"
     thresholds: ClassVar = {
         "min_objects": Threshold(5, 5, 10, "distinct objects"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of the loads together"),

@@ -96,6 +96,7 @@ class DatabaseError(Rule):
     id = "database-error"
     guide = (3,)
     warning = DatabaseErrorWarning
+    reads = "errors"
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each SQLSTATE, statement and line."""

@@ -49,6 +49,7 @@ class DeepOffset(Rule):
     id = "deep-offset"
     guide = (15, 14)
     warning = DeepOffsetWarning
+    reads = "skipped"
     thresholds: ClassVar = {"min_offset": Threshold(1_000, 1_000, 5_000, "rows skipped")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:

@@ -65,11 +65,12 @@ class IdleInTransaction(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each pair of lines with such a time between them."""
+        shortest = context["min_seconds"] * 1e9
         longest: dict[tuple[object, ...], Transaction] = {}
         counts: dict[tuple[object, ...], int] = {}
         explained: dict[tuple[object, ...], list[Transaction]] = {}
         for transaction in facts.transactions:
-            if transaction.gap < context["min_seconds"] * 1e9 or _was_excused(transaction, facts):
+            if transaction.gap < shortest or _was_excused(transaction, facts):
                 continue
             key: tuple[object, ...] = (transaction.gap_after, transaction.gap_before, transaction.ignores)
             counts[key] = counts.get(key, 0) + 1

@@ -47,6 +47,7 @@ class LargeInList(Rule):
     id = "large-in-list"
     guide = (14,)
     warning = LargeInListWarning
+    reads = "listed"
     thresholds: ClassVar = {"min_values": Threshold(1_001, 1_001, 2_001, "values in one list")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:

@@ -47,6 +47,7 @@ class LimitWithoutOrderBy(Rule):
     id = "limit-without-order-by"
     guide = (15,)
     warning = LimitWithoutOrderByWarning
+    reads = "skipped"
     thresholds: ClassVar = {"min_rows": Threshold(2, 2, 2, "rows returned")}
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:

@@ -63,11 +63,12 @@ class LongTransaction(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each line on which such a transaction began."""
+        shortest = context["min_seconds"] * 1e9
         longest: dict[tuple[object, ...], Transaction] = {}
         counts: dict[tuple[object, ...], int] = {}
         for transaction in facts.transactions:
             length = transaction.finished - transaction.started
-            if length < context["min_seconds"] * 1e9 or transaction.slowest > length * self._ONE_STATEMENT:
+            if length < shortest or transaction.slowest > length * self._ONE_STATEMENT:
                 continue
             if transaction in context.claimed:
                 continue

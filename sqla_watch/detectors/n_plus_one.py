@@ -56,6 +56,7 @@ class NPlusOne(Rule):
     id = "n-plus-one"
     guide = (4, 5)
     warning = NPlusOneWarning
+    reads = "lazy loads"
     thresholds: ClassVar = {
         "min_parents": Threshold(2, 2, 5, "distinct parents"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of the lazy loads together"),

@@ -53,10 +53,11 @@ class OversizedResult(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
+        least = context["min_rows"]
         for group in facts.groups:
-            if group in context.claimed:
+            if group.most_rows < least or group in context.claimed:
                 continue
-            if group.most_rows >= context["min_rows"] and not group.streamed and group.kind is not LoadKind.EAGER:
+            if not group.streamed and group.kind is not LoadKind.EAGER:
                 yield Found(self._finding(group), (group,), group.ignores)
 
     @staticmethod

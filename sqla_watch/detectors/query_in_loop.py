@@ -64,11 +64,14 @@ class QueryInLoop(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and call path."""
+        least = context["min_values"]
         for group in facts.groups:
+            if group.count < least:  # most are: no more is asked of them
+                continue
             if not is_query(group) or group.fingerprint.locks or not group.fingerprint.tables:
                 continue
             values = len(group.values) + group.uncounted
-            if values < context["min_values"] or group.overlapping:
+            if values < least or group.overlapping:
                 continue
             if group.nanoseconds < context["min_seconds"] * 1e9:
                 continue

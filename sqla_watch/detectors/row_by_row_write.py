@@ -57,6 +57,7 @@ class RowByRowWrite(Rule):
     id = "row-by-row-write"
     guide = (11,)
     warning = RowByRowWriteWarning
+    reads = "writes"
     thresholds: ClassVar = {
         "min_rows": Threshold(10, 10, 50, "rows written one by one"),
         "min_alike": Threshold(200, 200, 1_000, "objects set to the same values by one flush"),

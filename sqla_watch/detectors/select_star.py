@@ -45,6 +45,7 @@ class SelectStar(Rule):
     id = "select-star"
     guide = (14,)
     warning = SelectStarWarning
+    reads = "stars"
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""

@@ -52,8 +52,9 @@ class SlowQuery(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and line."""
+        shortest = context["min_seconds"] * 1e9
         for group in facts.groups:
-            if group.slowest >= context["min_seconds"] * 1e9 and group not in context.claimed:
+            if group.slowest >= shortest and group not in context.claimed:
                 yield Found(self._finding(group), (), group.ignores)
 
     @staticmethod

@@ -53,6 +53,7 @@ class UncachedStatement(Rule):
     id = "uncached-statement"
     guide = (8, 16)
     warning = UncachedStatementWarning
+    reads = "uncached"
     thresholds: ClassVar = {
         "min_texts": Threshold(10, 10, 50, "different texts from one line"),
         "min_compilations": Threshold(5, 5, 50, "compilations on one line"),

@@ -51,6 +51,7 @@ class UnreadRows(Rule):
     id = "unread-rows"
     guide = (14,)
     warning = UnreadRowsWarning
+    reads = "unread"
     thresholds: ClassVar = {
         "min_rows": Threshold(90, 90, 1_000, "rows that were not read"),
         "min_share": Threshold(0.9, 0.9, 0.9, "their share of the rows fetched"),

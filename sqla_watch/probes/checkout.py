@@ -36,7 +36,7 @@ from sqla_watch.facts import (
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
+from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, current_scope
@@ -95,13 +95,13 @@ class Checkout:
         self.taken_at: CallSite | None = None
         """The line that asked for it."""
         self.codes: tuple[CodeType, ...] = ()
-        """The functions of that line and of those that had called it: while one runs, it may be in use."""
+        """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
+        nobody can tell."""
         if frame is not None:
             self.taken_at = CallSite(frame.f_code, frame.f_lasti)
-            self.codes = user_codes(frame)
         self.depth = 1
         self.open = True
-        self.owner = Owner()
+        self.owner = Owner.here()
         self.outer: Checkout | None = None
         """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
         self.implicit = implicit

@@ -33,7 +33,7 @@ from sqla_watch.probes.rows import CountingFetch, FollowingFetch, count_stream, 
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.transaction import OpenTransaction, next_transaction
 from sqla_watch.probes.uncached import count_uncached
-from sqla_watch.scopes import DIGEST, Scope, current
+from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
@@ -274,7 +274,7 @@ def _begin(door: Door, original: Any) -> Any:
         if door.open:
             try:
                 checkout = checkout_of(getattr(connection, "_connection_record", None))
-                if checkout is not None:
+                if checkout is not None and current.get() is not UNSAMPLED:
                     serial = next_transaction()
                     checkout.transaction = OpenTransaction(-serial if _autocommits(original, connection) else serial)
             except Exception:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from asyncio import Task
+from asyncio import Task, _get_running_loop, current_task
 from collections.abc import Callable, Iterator
-from threading import RLock, get_ident, get_native_id, local
+from threading import RLock, current_thread, get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
 from typing import Any
 from weakref import ref
 
 from sqla_watch.callsite import USER, user_code
-from sqla_watch.flows import current_flow
 
-__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "user_codes"]
+__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "is_worker", "user_codes"]
 
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
@@ -78,13 +77,41 @@ _HAS_THREAD_CLOCKS = sys.platform == "linux"
 """Whether the number of a thread gives its clock, and a wrong number an error (man 2 clock_getcpuclockid, kernel)."""
 
 
-class _Life:
-    """Lives as long as the thread whose it is."""
+class _Thread:
+    """What is known of a thread; lives as long as it."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "identifier", "is_worker", "native", "owner")
+
+    def __init__(self) -> None:
+        self.identifier, self.native = get_ident(), get_native_id()
+        self.is_worker = current_thread().name.startswith(_WORKERS)
+        self.owner: Owner | None = None
 
 
 _of_thread = local()
+_WORKERS = ("asyncio_", "ThreadPoolExecutor-", "AnyIO worker thread")
+"""How the threads of those pools of workers are called on which event loops put what would keep them waiting."""
+
+
+def _begin_anew() -> None:
+    """In a process that was forked off its one thread has another number."""
+    _of_thread.__dict__.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _this_thread() -> _Thread:
+    found: _Thread | None = getattr(_of_thread, "known", None)
+    if found is None:
+        found = _of_thread.known = _Thread()
+    return found
+
+
+def is_worker() -> bool:
+    """Whether this thread is one of a pool of workers: a loop that runs there is its own, and keeps nobody waiting."""
+    return _this_thread().is_worker
 
 
 class Owner:
@@ -92,14 +119,24 @@ class Owner:
 
     __slots__ = ("_life", "native_thread", "number", "task", "thread")
 
-    def __init__(self) -> None:
-        self.number, task = current_flow()
+    def __init__(self, thread: _Thread, task: Task[Any] | None) -> None:
+        self.number = thread.native if task is None else id(task)
+        """As `current_flow` has it."""
         self.task: ref[Task[Any]] | None = None if task is None else ref(task)
-        self.thread, self.native_thread = get_ident(), get_native_id()
-        life = getattr(_of_thread, "life", None)
-        if life is None:
-            life = _of_thread.life = _Life()
-        self._life = ref(life)
+        self.thread, self.native_thread = thread.identifier, thread.native
+        self._life = ref(thread)
+
+    @staticmethod
+    def here() -> Owner:
+        """Return the task that runs here, or else the thread."""
+        thread = _this_thread()
+        loop = _get_running_loop()
+        task = None if loop is None else current_task(loop)
+        if task is not None:
+            return Owner(thread, task)
+        if thread.owner is None:
+            thread.owner = Owner(thread, None)
+        return thread.owner
 
     @property
     def has_thread(self) -> bool:

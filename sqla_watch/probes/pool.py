@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from types import FrameType
@@ -25,9 +24,9 @@ from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout, holding, out, prepared, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, current_frames
+from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, user_codes
 from sqla_watch.probes.watchdog import watchdog
-from sqla_watch.scopes import Scope, current_scope
+from sqla_watch.scopes import UNSAMPLED, Scope, current, current_scope
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
@@ -308,15 +307,19 @@ def _taken(request: _Request, record: Any) -> None:
             checkout.depth += 1
             checkout.serial = -abs(checkout.serial)  # whose statements may overlap
         return
-    scope = current_scope()
+    sampled = current.get() is not UNSAMPLED
+    scope = current_scope() if sampled else None
     unit = None if scope is None else scope.unit
-    checkout = state[RECORD_KEY] = Checkout(
-        started, registry.active_settings().implicit_scopes, ref(pool), locate(sys._getframe(3)), unit
-    )
+    frame = locate(sys._getframe(3))
+    checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes, ref(pool), frame, unit)
     checkout.connecting = connecting
     checkout.waits_before = request.state.waits + len(request.state.waiters)
     checkout.record = ref(record)
     out[id(record)] = checkout.record, checkout.pool
+    if not sampled:  # others are told who has the connection, and that is all
+        return
+    if frame is not None:
+        checkout.codes = user_codes(frame)
     limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
@@ -389,10 +392,10 @@ def _wait(
     """Return the fact of a request; without a checkout it was in vain."""
     pool = request.pool
     serial = 0 if checkout is None else checkout.serial
-    on_loop = _running_loop() is not None and not _is_async(pool) and not _is_worker()
+    on_loop = _running_loop() is not None and not _is_async(pool) and not is_worker()
     if not nanoseconds and inside is None:
         return Wait(request.started, 0, False, None, 0, 0, (), serial, on_loop)
-    owner = Owner() if checkout is None else checkout.owner
+    owner = Owner.here() if checkout is None else checkout.owner
     size = getattr(pool, "size", None)
     return Wait(
         request.started,
@@ -432,11 +435,6 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
-
-
-def _is_worker() -> bool:
-    """Whether this thread is one of a pool of workers: a loop that runs there is its own, and keeps nobody waiting."""
-    return threading.current_thread().name.startswith(("asyncio_", "ThreadPoolExecutor-", "AnyIO worker thread"))
 
 
 def _is_async(pool: Any) -> bool:

@@ -27,7 +27,7 @@ from sqla_watch.probes.checkout import Checkout, tell
 from sqla_watch.probes.door import Door, Probe
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.probes.transaction import leaving
-from sqla_watch.scopes import Scope
+from sqla_watch.scopes import UNSAMPLED, Scope, current
 
 __all__ = ["flushing", "session_door"]
 
@@ -196,7 +196,7 @@ session_door = _SessionDoor()
 
 
 def _look(door: Door, session: Any, frame: FrameType) -> None:
-    if door.open:
+    if door.open and current.get() is not UNSAMPLED:
         try:
             _before_close(session, frame)
         except Exception:
@@ -242,19 +242,19 @@ def _before_close(session: Any, frame: FrameType) -> None:
     objects = len(session.identity_map)
     if objects >= MANY_OBJECTS:
         _tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
-    transaction = session.get_transaction()
-    if transaction is None and not (session._new or session._deleted or session.identity_map._modified):
-        return
-    # What an exception, a framework's cleaning up, or the holder of an outer transaction throws away is meant to go.
-    if sys.exc_info()[0] is not None or not _closed_by_user(frame) or hasattr(session.bind, "get_transaction"):
-        return
-    changed = sum(session.is_modified(each) for each in session.dirty)
     checkout = _checkout_of(session)
     opened = None if checkout is None else checkout.transaction
     if opened is not None:
         opened.add_up()
     # In autocommit nothing is lost, and what goes into a temporary table is meant to go.
     written = 0 if opened is None or opened.serial < 0 or opened.temporary else opened.writes
+    modified = session.identity_map._modified
+    if not (session._new or session._deleted or modified or written):
+        return
+    # What an exception, a framework's cleaning up, or the holder of an outer transaction throws away is meant to go.
+    if sys.exc_info()[0] is not None or not _closed_by_user(frame) or hasattr(session.bind, "get_transaction"):
+        return
+    changed = sum(session.is_modified(each) for each in session.dirty) if modified else 0
     if not (session._new or session._deleted or changed or written):
         return
     use = SessionUse(

@@ -27,14 +27,16 @@ def deliver(scope: Scope, findings: list[Finding], *, may_raise: bool) -> list[F
     Returns:
         The findings whose action is `raise`.
     """
-    from sqla_watch.reporters.logging import report as write
-    from sqla_watch.reporters.warnings import report as warn
-
     for subscriber in registry.subscribers():
         try:
             subscriber(scope)
         except Exception:
             logger.exception("sqla_watch: a reporter failed")
+    if not findings:
+        return []
+    from sqla_watch.reporters.logging import report as write
+    from sqla_watch.reporters.warnings import report as warn
+
     raised = []
     errors: list[Warning] = []
     for finding in findings:
