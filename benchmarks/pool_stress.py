@@ -51,6 +51,7 @@ from sqla_watch.probes.checkout import Checkout
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.record import Record
+from sqla_watch.scopes import UNSAMPLED
 
 __all__ = ["Outcome", "Plan", "run"]
 
@@ -668,7 +669,7 @@ class _Listener(logging.Handler):
 
 def _objects() -> Counter[str]:
     """Count our objects that live as long as something is open."""
-    return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in KEPT)
+    return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in KEPT and each is not UNSAMPLED)
 
 
 def _open_checkouts() -> list[Checkout]:

@@ -316,32 +316,14 @@ class StatementGroup:
             self.roots = set()
             self.root_sites = {}
 
-    def note_kinds(self, kinds: set[str]) -> None:
-        """Add what the rules may find in it, by name."""
-        fingerprint = self.fingerprint
-        if self.kind is not LoadKind.QUERY:
-            kinds.add(_KINDS[self.kind])
-        if fingerprint.writes:
-            kinds.add("writes")
-        if fingerprint.star:
-            kinds.add("stars")
-        if self.most_skipped:
-            kinds.add("skipped")
-        if self.most_listed:
-            kinds.add("listed")
-        if self.most_unread:
-            kinds.add("unread")
-        if self.multiplied_parents:
-            kinds.add("multiplied")
-        if self.why:
-            kinds.add("uncached")
-
     def count_rows(self, counter: RowCounter) -> None:
         """Take over what is known of the rows of one of its statements."""
         if counter.unread > self.most_unread:
             self.most_unread, self.unread_of = counter.unread, counter.rows
+            self.record.has["unread"] = 1
         if counter.parents and counter.rows * (self.multiplied_parents or 1) > self.multiplied_rows * counter.parents:
             self.multiplied_rows, self.multiplied_parents = counter.rows, counter.parents
+            self.record.has["multiplied"] = 1
 
     def merge(self, other: StatementGroup) -> None:
         """Add the numbers of a group of the same statements in another checkout, but not its values."""
@@ -665,5 +647,3 @@ class Spent(NamedTuple):
 
 
 Fact: TypeAlias = Statement | Transaction | Wait | Held | Flush | SessionUse | MissingLoad | EngineConfiguration
-
-_KINDS = {LoadKind.LAZY: "lazy loads", LoadKind.COLUMN: "column loads", LoadKind.EAGER: "eager loads"}

@@ -218,6 +218,11 @@ class Fingerprint:
 
         `parameters` is what the DBAPI gets: a mapping or a sequence. Nothing of it is kept.
         """
+        if not self.lists:
+            try:
+                return self._hash_plain(parameters)
+            except Exception:  # a list, or a type of the application's own that cannot be hashed
+                pass
         if isinstance(parameters, Mapping):
             named: list[tuple[Any, Any]] = list(parameters.items())
         elif isinstance(parameters, Sequence):
@@ -236,6 +241,21 @@ class Fingerprint:
             if name not in self.walking and not (isinstance(value, list | tuple) and len(value) >= CHUNK)
         ]
         return every, hash((self.fixed_literals, *fixed))
+
+    def _hash_plain(self, parameters: Any) -> tuple[int, int]:
+        """Do it for values of which none is a list, in a third of the time; TypeError for others."""
+        walking = self.walking
+        if parameters.__class__ is dict:
+            values: Any = parameters.values()
+            fixed = [value for name, value in parameters.items() if name not in walking]
+        elif parameters.__class__ is tuple:
+            values = parameters
+            fixed = [value for place, value in enumerate(parameters) if place not in walking]
+        else:
+            raise TypeError
+        if tuple in map(type, fixed):  # may be a long list
+            raise TypeError
+        return hash((self.literals, *values)), hash((self.fixed_literals, *fixed))
 
 
 def _hash(value: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sized
+from collections.abc import Callable, Collection, Iterable
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -81,6 +81,12 @@ _TOTALS = (
 )
 
 _LAZY = LoadKind.LAZY
+_LOADS = {
+    LoadKind.QUERY: "queries",
+    LoadKind.LAZY: "lazy loads",
+    LoadKind.COLUMN: "column loads",
+    LoadKind.EAGER: "eager loads",
+}
 
 _T = TypeVar("_T")
 Path: TypeAlias = tuple[tuple[str, str, bool], ...]
@@ -179,8 +185,8 @@ class Record:
         self.statements = 0
         self.rows = 0
         self.errors = 0
-        self.failed = False
-        """Whether a COMMIT or ROLLBACK has."""
+        self.has: dict[str, int] = {}
+        """What there is at all of what only some rules read, by name."""
         self.database = 0
         self.ending = 0
         self.commits = 0
@@ -219,31 +225,23 @@ class Record:
         return list(self._groups.values())
 
     @property
-    def kinds(self) -> list[str]:
-        """What it has anything of, by name; most scopes have little."""
-        kept: tuple[tuple[str, Sized], ...] = (
-            ("groups", self._groups),
-            ("transactions", self.transactions),
-            ("waits", self.waits),
-            ("nested", self.nested),
-            ("holdings", self.holdings),
-            ("repeats", self.repeats),
-            ("flushes", self._flushes),
-            ("sessions", self.sessions),
-            ("missing_loads", self.missing_loads),
-            ("engines", self.engines),
-            ("spent", self.spent),
-            ("blocking", self._on_event_loop),
-        )
-        kinds = [name for name, facts in kept if facts]
-        if self._groups:
-            special: set[str] = set()
-            for group in self._groups.values():
-                group.note_kinds(special)
-            kinds.extend(special)
-        if self.errors or self.failed:
-            kinds.append("errors")
-        return kinds
+    def sizes(self) -> dict[str, int]:
+        """How much it has of what the rules read, by name; most scopes have little, and most rules are not run."""
+        most = rows = slowest = 0
+        for group in self._groups.values():
+            if group.count > most:
+                most = group.count
+            if group.most_rows > rows:
+                rows = group.most_rows
+            if group.slowest > slowest:
+                slowest = group.slowest
+        sizes = self.has
+        if most:
+            sizes["groups"], sizes["statements of a group"] = len(self._groups), most
+            sizes["rows of a statement"], sizes["slowest statement"] = rows, slowest
+        if self.errors:
+            sizes["errors"] = self.errors
+        return sizes
 
     @property
     def flushes(self) -> list[FlushGroup]:
@@ -414,9 +412,13 @@ class Record:
         """Add what there is to know of some statements only."""
         if extra.skipped > group.most_skipped and rows:  # behind the end there was less to skip
             group.most_skipped = extra.skipped
-        group.most_listed = max(group.most_listed, extra.listed)
+            self.has["skipped"] = 1
+        if extra.listed > group.most_listed:
+            group.most_listed = extra.listed
+            self.has["listed"] = 1
         if extra.uncached > group.uncached:
             group.uncached, group.why = extra.uncached, extra.why
+            self.has["uncached"] = 1
         group.changed += max(0, extra.changed - 1)
         if extra.savepoint and extra.savepoint != group.last_savepoint:
             group.savepoints += 1
@@ -450,6 +452,7 @@ class Record:
                 return
         if len(self.sessions) < MOST_KEPT:
             self.sessions.append(use)
+            self.has["sessions"] = 1
         else:
             self.dropped += 1
 
@@ -465,6 +468,7 @@ class Record:
                 elif len(self._flushes) >= MOST_GROUPS:
                     self._flushes.clear()
                     self._most_flushes.clear()
+                self.has["flushes"] = 1
                 group = self._flushes[key] = FlushGroup(
                     fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
                 )
@@ -477,9 +481,11 @@ class Record:
         elif isinstance(fact, MissingLoad):
             if len(self.missing_loads) < MOST_KEPT:
                 query = self.find_load(fact.parent_runid) if fact.parent_runid else None
+                self.has["missing loads"] = 1
                 self.missing_loads.append(fact._replace(query=None if query is None else query.site))
         elif isinstance(fact, EngineConfiguration):
             self.engines.append(fact)
+            self.has["engines"] = 1
         elif isinstance(fact, Transaction):
             self.ending += fact.ending
             self._fold(fact)
@@ -490,25 +496,33 @@ class Record:
             elif fact.outcome == "rollback":
                 self.rollbacks += 1
             self._answers.pop(fact.serial, None)
-            self.transactions.add(fact.finished - fact.started, fact)
+            length = fact.finished - fact.started
+            self.transactions.add(length, fact)
+            has = self.has
+            has["longest transaction"] = max(length, has.get("longest transaction", 0))
+            has["longest gap"] = max(fact.gap, has.get("longest gap", 0))
             if fact.error:
-                self.failed = True
+                has["errors"] = 1
         elif isinstance(fact, Wait):
             if fact.checkout:
                 self.checkouts += 1
             if fact.on_event_loop:
                 self._on_event_loop.add(fact.checkout)
+                self.has["blocking"] = 1
             if fact.nanoseconds:
                 self.wait += fact.nanoseconds
                 self.waits.add(fact.nanoseconds, fact)
+                self.has["waits"] = 1
             if fact.inside is not None:
                 self.nested.add(fact.nanoseconds, fact)
+                self.has["nested"] = 1
         elif isinstance(fact, Held):
             if fact.returned:  # one that was not may yet be
                 self.held += fact.finished - fact.started
                 self.connecting += fact.connecting + fact.pinging
             if fact.idle > WORTH_KEEPING or not fact.returned:
                 self.holdings.add(fact.idle, fact)
+                self.has["holdings"] = 1
 
     def _new_group(
         self,
@@ -534,8 +548,13 @@ class Record:
             started,
             checkout in self._on_event_loop,
         )
+        if fingerprint.writes:
+            self.has["writes"] = 1
+        if fingerprint.star:
+            self.has["stars"] = 1
         if load is not None:
             group.columns, group.cause = load.columns, load.cause
+            self.has[_LOADS[load.kind]] = 1
         else:
             self._by_checkout.setdefault(checkout, []).append(key)
         return group
@@ -620,6 +639,7 @@ class Record:
 
     def spend(self, name: str, budget: Budget) -> None:
         """Note what was spent of a budget, now that all is known."""
+        self.has["spent"] = 1
         self.spent.append(
             Spent(
                 name,
@@ -728,6 +748,7 @@ class Record:
         if repeat is None:
             repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
             self.repeats.append(repeat)
+            self.has["repeats"] = 1
             repeat.add(answers.groups[question].call_site, rows, 0)
         repeat.add(group.call_site, rows, finished - started)
 

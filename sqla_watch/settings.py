@@ -105,10 +105,8 @@ class Settings:
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
-    plan: Mapping[str, list[tuple[int, str, RuleSettings]]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    """Rules that are on, in their order, by the kind of facts that they read."""
+    plan: tuple[tuple[str, float, str, RuleSettings], ...] = field(default=(), init=False, repr=False, compare=False)
+    """The same with what each reads, and from how much of it on it may find anything."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
 
@@ -128,12 +126,7 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
-        from sqla_watch.detectors import RULES
-
-        plan: dict[str, list[Any]] = {}
-        for rank, rule in enumerate(on):
-            plan.setdefault(RULES[rule].reads, []).append((rank, rule, rules[rule]))
-        object.__setattr__(self, "plan", plan)
+        object.__setattr__(self, "plan", tuple(_planned(rule, rules[rule]) for rule in on))
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
     @property
@@ -250,6 +243,15 @@ def _resolve(source: str, profile: Profile, given: Mapping[str, RuleValue]) -> d
             thresholds[name] = detector.thresholds[name].check(f"{source}: {rule}.{name}", number)
         resolved[rule] = RuleSettings(action, thresholds)
     return resolved
+
+
+def _planned(rule: str, settings: RuleSettings) -> tuple[str, float, str, RuleSettings]:
+    """Return what a rule reads, and from how much of it on it may find anything, as its thresholds say."""
+    from sqla_watch.detectors import RULES
+
+    floor = RULES[rule].floor
+    least = settings.thresholds[floor] * (1e9 if floor.endswith("_seconds") else 1) if floor else 1
+    return RULES[rule].reads, max(least, 1), rule, settings
 
 
 def _in_order() -> list[str]:

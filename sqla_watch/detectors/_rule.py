@@ -52,8 +52,8 @@ class Facts(Protocol):
     """What a rule may read of a scope's record."""
 
     @property
-    def kinds(self) -> Collection[str]:
-        """Names of those below that are not empty."""
+    def sizes(self) -> Mapping[str, int]:
+        """How much there is of what rules read: numbers of facts, or the largest of them, in nanoseconds for times."""
 
     @property
     def groups(self) -> list[StatementGroup]: ...
@@ -150,7 +150,9 @@ class Rule(ABC):
     actions: ClassVar[Mapping[Profile, Action]] = {}
     """What it does where that is not the profile's own action."""
     reads: ClassVar[str] = "groups"
-    """The kind of facts without which it finds nothing: a name as in `Facts.kinds`."""
+    """That without which it finds nothing: a name as in `Facts.sizes`."""
+    floor: ClassVar[str] = ""
+    """The threshold below which of this it finds nothing; any will do without one."""
     after: ClassVar[tuple[str, ...]] = ()
     """Ids of more specific rules: what they have found is not found again."""
 
@@ -173,15 +175,16 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
     from sqla_watch.detectors import RULES
 
     findings: list[Finding] = []
-    plan = settings.plan
-    planned = [each for kind in facts.kinds for each in plan.get(kind, ())]
-    if not planned:
+    sizes = facts.sizes
+    if not sizes:
         return findings
-    planned.sort()
-    context = Context(planned[0][2])
-    for _, rule, context.settings in planned:
-        if only is not None and rule not in only:
+    context: Context | None = None
+    for reads, least, rule, rule_settings in settings.plan:
+        if reads not in sizes or sizes[reads] < least or (only is not None and rule not in only):
             continue
+        if context is None:
+            context = Context(rule_settings)
+        context.settings = rule_settings
         try:
             for found in RULES[rule].find(facts, context):
                 context.claimed.update(found.about)

@@ -61,7 +61,7 @@ class AsyncLazyLoad(Rule):
     id = "async-lazy-load"
     guide = (4, 18)
     warning = AsyncLazyLoadWarning
-    reads = "missing_loads"
+    reads = "missing loads"
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each attribute and line."""

@@ -58,7 +58,8 @@ class IdleInTransaction(Rule):
     id = "idle-in-transaction"
     guide = (3,)
     warning = IdleInTransactionWarning
-    reads = "transactions"
+    reads = "longest gap"
+    floor = "min_seconds"
     thresholds: ClassVar = {"min_seconds": Threshold(0.5, 0.5, 1.0, "seconds of the longest time without a statement")}
 
     _EXPLAINS = 0.5  # share of a transaction's time from which on this is all that there is to say of its length

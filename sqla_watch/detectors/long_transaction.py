@@ -55,7 +55,8 @@ class LongTransaction(Rule):
     id = "long-transaction"
     guide = (3,)
     warning = LongTransactionWarning
-    reads = "transactions"
+    reads = "longest transaction"
+    floor = "min_seconds"
     thresholds: ClassVar = {"min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")}
     after = ("slow-query", "idle-in-transaction")
 

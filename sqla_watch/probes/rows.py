@@ -76,8 +76,16 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
         started = clock()
-        rows = super().fetchall(result, dbapi_cursor)
-        self.add(len(rows), clock() - started)
+        try:
+            rows = dbapi_cursor.fetchall()
+            result._soft_close()
+        except BaseException as error:
+            self.handle_exception(result, dbapi_cursor, error)
+        if self.group is None:
+            self.rows += len(rows)
+            self.nanoseconds += clock() - started
+        else:
+            self.add(len(rows), clock() - started)
         if self.key and rows and self.rows == len(rows):
             _note_parents(self, self.key, rows)
         return rows
