@@ -567,30 +567,35 @@ class Record:
         """
         looks_up = self.one_unit and not transaction.wrote and transaction.statements <= HELPER_STATEMENTS
         keys = self._by_checkout.pop(transaction.checkout, ())
-        groups = [group for key in keys if (group := self._groups.get(key)) is not None]
-        # One row written and committed; objects that were read again for it (loads) are not among these groups.
-        writes_one = (
-            transaction.wrote
-            and transaction.outcome == "commit"
-            and len(groups) == 1
-            and groups[0].fingerprint.writes
-            and groups[0].count == 1
-            and groups[0].most_sets <= 1
-        )
+        all_groups = self._groups
+        writes_one = False
+        if transaction.wrote and transaction.outcome == "commit":
+            # One row written and committed; objects that were read again for it (loads) are not among these groups.
+            groups = [group for key in keys if (group := all_groups.get(key)) is not None]
+            writes_one = (
+                len(groups) == 1
+                and groups[0].fingerprint.writes
+                and groups[0].count == 1
+                and groups[0].most_sets <= 1
+            )
         for key in keys:
-            group = self._groups.get(key)
+            group = all_groups.get(key)
             if group is None or len(group.values) > 1:
                 continue
-            del self._groups[key]
-            values, group.values = group.values, set()
-            self._room += len(values)
+            del all_groups[key]
             # From here on its times are the transaction's: connections that are out at once are no loop.
             group.started, group.finished = transaction.started, transaction.finished
             group.owner = transaction.owner
-            line = (*key[:4], key[5], group.on_event_loop)
-            folded = self._groups.get(line)
+            text, code, instruction, path, _, ignores = key
+            line = (text, code, instruction, path, ignores, group.on_event_loop)
+            folded = all_groups.get(line)
+            if folded is None and looks_up and not writes_one:
+                all_groups[line] = group
+                continue
+            values, group.values = group.values, set()
+            self._room += len(values)
             if folded is None:
-                folded = self._groups[line] = group
+                folded = all_groups[line] = group
             else:
                 folded.merge(group)
             if writes_one:

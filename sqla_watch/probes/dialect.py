@@ -81,6 +81,8 @@ def _execute(door: Door, original: Any) -> Any:
             if checkout is None:  # SQLAlchemy's own look-ups while it connects
                 return original(cursor, statement, parameters, context)
         scope = _current()
+        if scope is UNSAMPLED:
+            return original(cursor, statement, parameters, context)
         if scope is None or scope.closed or not door.open:
             scope = checkout.find_scope() if door.open else None
             if scope is None:
