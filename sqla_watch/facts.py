@@ -141,6 +141,8 @@ class RowCounter:
     elapsed: int = 0
     """Nanoseconds of the statement with the fetches so far, once it is in a group."""
     group: StatementGroup | None = None
+    fetched_at: int = 0
+    """When its last rows were fetched in one piece; 0 for one by one."""
 
     noted: bool = False
     """Whether there is anything in the two below."""

@@ -34,6 +34,9 @@ watches: list[Installed] = []
 news: list[Fact] = []
 """Facts about engines, which the next scope takes: they belong to the process, and are told once."""
 
+opening: list[Callable[[Scope], None]] = []
+"""Called with each scope that is opened, before it is; they raise nothing."""
+
 _defaults: list[Settings] = []
 
 
