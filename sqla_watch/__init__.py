@@ -57,6 +57,7 @@ from sqla_watch.installation import Watch, install, uninstall
 from sqla_watch.scopes import Scope, carry, current_scope, scope
 from sqla_watch.settings import Action, Profile, RuleSettings, Settings, SettingsError
 from sqla_watch.snapshot import OpenConnection, PoolState, Snapshot, dump, dump_on_signal
+from sqla_watch.telemetry import Telemetry
 
 __version__ = "0.1.0"
 
@@ -106,6 +107,7 @@ __all__ = [
     "Snapshot",
     "SqlaWatchError",
     "SqlaWatchWarning",
+    "Telemetry",
     "UncachedStatementWarning",
     "UnreadRowsWarning",
     "UnusedEagerLoadWarning",

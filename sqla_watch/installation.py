@@ -12,6 +12,9 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.util import find_spec
+from operator import is_
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -35,7 +38,11 @@ from sqla_watch.settings import Settings, SettingsError
 from sqla_watch.snapshot import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry, Signals
 
 __all__ = ["Watch", "install", "uninstall"]
 
@@ -49,7 +56,29 @@ class _Probed:
     def __init__(self, engine: Engine) -> None:
         self.holders: set[Watch] = set()
         self.door: Door = watch_dialect(engine.dialect)
+        self.telemetry: EngineTelemetry | None = None
+        self.told_for: tuple[Any, ...] = ()
+        """What its telemetry was made of: settings and providers."""
         watch_pool(engine.pool)
+
+    def configure_telemetry(self, engine: Engine) -> None:
+        """Have one telemetry on the engine, that of the latest watch which asks for it; or none."""
+        asking = [watch for watch in registry.watches if watch in self.holders and watch.settings.telemetry is not None]
+        wanted: tuple[Any, ...] = ()
+        if asking:
+            watch = asking[-1]
+            assert isinstance(watch, Watch)
+            wanted = (watch.settings, *watch.providers)
+        if len(wanted) == len(self.told_for) and all(map(is_, wanted, self.told_for)):
+            return
+        if self.telemetry is not None:
+            self.telemetry.close()
+            self.telemetry = None
+        self.told_for = wanted
+        if wanted:
+            from sqla_watch.integrations.opentelemetry.engine import start
+
+            self.telemetry = start(engine, *wanted)
 
     def remove(self, engine: Engine) -> None:
         self.door.close()
@@ -71,6 +100,9 @@ class Watch:
 
     def __init__(self, settings: Settings, everything: bool) -> None:
         self.settings = settings
+        self.providers: tuple[TracerProvider | None, MeterProvider | None] = (None, None)
+        """Where OpenTelemetry is told, where the settings say so; None for the global providers."""
+        self._signals: Signals | None = None
         self.everything = everything
         """Whether it watches every engine of the process, also those still to come."""
         self.reporters: list[Callable[[Scope], None]] = []
@@ -141,6 +173,7 @@ class Watch:
             for engine in list(self._engines):
                 _release(engine, self)
             self._engines.clear()
+            self._configure_telemetry()
             if not any(isinstance(watch, Watch) and watch.everything for watch in registry.watches):
                 _future.close()
             _configure()
@@ -163,6 +196,26 @@ class Watch:
                     logger.exception("sqla_watch: the settings of an engine could not be read; please report this")
             probed.holders.add(self)
             self._engines.add(engine)
+            probed.configure_telemetry(engine)
+
+    def _configure_telemetry(self) -> None:
+        """Tell OpenTelemetry of scopes and engines as the settings say; nothing of it is imported where they do not."""
+        signals = None
+        if self.settings.telemetry is not None:
+            from sqla_watch.integrations.opentelemetry import signals_of
+
+            signals = signals_of(*self.providers)
+        if signals is not self._signals:
+            if self._signals is not None:
+                self.reporters.remove(self._signals.report)
+            if signals is not None:
+                self.reporters.append(signals.report)
+            self._signals = signals
+        used = {watch._signals: None for watch in registry.watches if isinstance(watch, Watch) and watch._signals}
+        registry.opening[:] = [signals.opening for signals in used]
+        registry.answering[:] = [signals.answering for signals in used]
+        for engine in self._engines:
+            _probed[engine].configure_telemetry(engine)
 
     def __enter__(self) -> Watch:
         return self
@@ -250,12 +303,21 @@ def _with_same_arguments(original: Any, afterwards: Callable[[Engine], None]) ->
 _future = _FutureEngines()
 
 
-def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | None = None) -> Watch:
+def install(
+    engine: Engine | AsyncEngine | None = None,
+    *,
+    settings: Settings | None = None,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> Watch:
     """Watch an engine, or every engine of the process.
 
     Args:
         engine: An `Engine` or `AsyncEngine`; None for all engines, those that exist and those still to come.
         settings: Settings from code; pyproject.toml and `SQLA_WATCH_*` in the environment are stronger.
+        tracer_provider: Where OpenTelemetry's spans go, instead of to the global provider. To give one, or a
+            `meter_provider`, means `telemetry=True` where the settings do not say what is told.
+        meter_provider: Where its metrics go.
 
     Returns:
         The watch. Installing again on the same engine returns the same watch, with the new settings if any are
@@ -263,7 +325,8 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
 
     Raises:
         TypeError: `engine` is no engine.
-        SettingsError: The settings, pyproject.toml or the environment have a mistake.
+        SettingsError: The settings, pyproject.toml or the environment have a mistake; or they ask for telemetry, and
+            the extra `otel` is not installed.
 
     Example::
 
@@ -273,13 +336,19 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
     target = None if engine is None else _engine_of(engine)
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError(f"install() takes settings as sqla_watch.Settings(...), not {settings!r}")
+    providers = (tracer_provider, meter_provider)
     with _lock:
         watch = _installed(target)
+        given = providers if providers != (None, None) or watch is None else watch.providers
+        if watch is None or settings is not None or given != watch.providers:
+            loaded = _with_telemetry(Settings.load(settings) if watch is None or settings else watch.settings, given)
+        else:
+            loaded = watch.settings
         if watch is None:
-            watch = Watch(Settings.load(settings), everything=target is None)
+            watch = Watch(loaded, everything=target is None)
             registry.watches.append(watch)
-        elif settings is not None:
-            watch.settings = Settings.load(settings)
+        watch.settings, watch.providers = loaded, given
+        watch._configure_telemetry()
         _configure()
         _everywhere.open()
         if target is not None:
@@ -289,6 +358,21 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
             for each in _existing_engines():
                 watch._add(each)
         return watch
+
+
+def _with_telemetry(settings: Settings, providers: tuple[object, object]) -> Settings:
+    """Return settings that ask for telemetry where providers are given; check that it can be had.
+
+    Raises:
+        SettingsError: It is asked for, and OpenTelemetry is not installed.
+    """
+    if settings.telemetry is None:
+        if providers == (None, None):
+            return settings
+        settings = replace(settings, telemetry=True)
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.trace") is None:
+        raise SettingsError("telemetry is on, but OpenTelemetry is not installed: pip install 'sqla-watch[otel]'")
+    return settings
 
 
 def uninstall() -> None:
@@ -342,6 +426,7 @@ def _release(engine: Engine, watch: Watch) -> None:
     probed = _probed.get(engine)
     if probed is not None:
         probed.holders.discard(watch)
+        probed.configure_telemetry(engine)
         if not probed.holders:
             del _probed[engine]
             probed.remove(engine)

@@ -37,6 +37,10 @@ news: list[Fact] = []
 opening: list[Callable[[Scope], None]] = []
 """Called with each scope that is opened, before it is; they raise nothing."""
 
+answering: list[Callable[[Scope], None]] = []
+"""Called with the scope of a request when its response is about to be complete: what others keep of the request, as its
+span, is over by then. They raise nothing."""
+
 _defaults: list[Settings] = []
 
 

@@ -70,7 +70,7 @@ class Scope:
     __slots__ = (
         "_findings", "_lock", "_raised", "_record", "_token", "budget", "checkouts", "closed", "finished",
         "kind", "name", "opened_by", "own_findings", "parent", "pending", "reads", "settings", "span", "started",
-        "started_at", "timeline", "watched_raises",
+        "started_at", "timeline", "told", "watched_raises",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,8 @@ class Scope:
         self.finished = 0
         self.span: Any = None
         """Where telemetry is on: the span that it was opened in, or that its first statement was sent in."""
+        self.told: set[tuple[str, ...]] = set()
+        """Keys of the findings that are events of that span already."""
         self.own_findings: list[Finding] = []
         """What was found in it once it is closed, without what scopes inside of it have told already."""
         self._findings: list[Finding] = []
@@ -216,6 +218,12 @@ class Scope:
             if self.timeline is not None:
                 self.timeline.take(islice(pending, number))
             del pending[:number]
+
+    def judge_now(self) -> list[Finding]:
+        """Return what would be found if it closed now, without what scopes inside of it have told."""
+        from sqla_watch.detectors import judge
+
+        return judge(self.record, self.settings)
 
     def raise_now(self) -> None:
         """Judge what was seen so far and raise what has the action `raise`, each thing once.

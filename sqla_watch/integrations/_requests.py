@@ -189,6 +189,13 @@ class Request:
             logger.exception("sqla_watch: Server-Timing could not be written; please report this")
             return ""
 
+    def answering(self) -> None:
+        """The last of the response is about to be sent."""
+        if registry.answering and self.scope is not None:
+            self.scope.name = self.name
+            for tell in registry.answering:
+                tell(self.scope)
+
     def end(self, error: BaseException | None = None, *, quiet: bool = False) -> None:
         """Close the scope; tell the panel. Called again it does nothing.
 

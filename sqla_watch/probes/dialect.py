@@ -37,7 +37,7 @@ from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
-_SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
+SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -93,7 +93,7 @@ def _execute(door: Door, original: Any) -> Any:
         try:
             return original(cursor, statement, parameters, context)
         except BaseException as exception:
-            error = _name(exception)
+            error = name_of(exception)
             raise
         finally:
             finished = clock()
@@ -123,7 +123,7 @@ def _execute(door: Door, original: Any) -> Any:
                                 rows, failure = count_stream(context, cursor, checkout)
                                 finished = clock()  # its first rows were fetched with it
                                 if failure is not None:
-                                    error = _name(failure)
+                                    error = name_of(failure)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -191,7 +191,7 @@ def _execute(door: Door, original: Any) -> Any:
                     if len(facts) >= enough:  # and at the transaction's end
                         transaction.add_up()
                         scope.digest()
-                    if fingerprint.housekeeping and fingerprint.operation in _SAVEPOINTS and not error:
+                    if fingerprint.housekeeping and fingerprint.operation in SAVEPOINTS and not error:
                         transaction.savepoint(fingerprint.operation)
             except Exception:
                 door.fault()
@@ -264,7 +264,7 @@ def _adopt(context: Any) -> Checkout | None:
     return checkout_of(getattr(connection, "_connection_record", None))
 
 
-def _name(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
     """Return the SQLSTATE of a driver's error, or the name of its class."""
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return state if isinstance(state, str) else type(error).__name__
@@ -379,7 +379,7 @@ def timed(
     try:
         answer = original(*arguments, **options)
     except BaseException as error:
-        _ended(door, checkout, transaction, "rollback", started, _name(error))
+        _ended(door, checkout, transaction, "rollback", started, name_of(error))
         raise
     _ended(door, checkout, transaction, outcome, started)
     return answer

@@ -1,0 +1,204 @@
+"""The spans of one connection while it is out: those held open for more of the same, and its transaction's."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns as clock
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+
+from sqla_watch.facts import RowCounter, Transaction
+from sqla_watch.integrations.opentelemetry import names
+from sqla_watch.probes.door import logger
+
+if TYPE_CHECKING:
+    from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry
+
+MOST_HELD = 64
+"""Spans that one connection holds open at once; of more, the one that was used longest ago ends."""
+LONGEST_GAP = 1_000_000_000
+"""Nanoseconds after which a further statement is no part of the burst before it."""
+
+FAILED = Status(StatusCode.ERROR)
+
+
+class Held:
+    """A statement's span that has not ended yet: more of the same may come, or more of its rows."""
+
+    __slots__ = ("attributes", "context", "count", "counter", "finished", "nanoseconds", "offset", "rows", "span")
+
+    def __init__(self, span: Span, context: Context, attributes: dict[str, Any] | None) -> None:
+        self.span = span
+        self.context = context
+        self.attributes = attributes
+        """Those of the metrics, for rows that are counted later; None without metrics."""
+        self.count = 0
+        self.nanoseconds = 0
+        self.finished = 0
+        """When the last of its statements ended (`time.perf_counter_ns`)."""
+        self.offset = 0
+        """What is to be added to that for the time of day in nanoseconds."""
+        self.rows = 0
+        self.counter: RowCounter | None = None
+        """Counts the rows of its last statement, which are still to be fetched."""
+
+    def add(self, began: int, finished: int, rows: int | None, counter: RowCounter | None) -> None:
+        """Add a statement."""
+        self.count += 1
+        self.nanoseconds += finished - began
+        self.finished = finished
+        self.offset = time_ns() - finished
+        if rows is not None:
+            self.rows += rows
+        self.counter = counter
+
+    def settle(self, engine: EngineTelemetry) -> None:
+        """Add the rows that were fetched since."""
+        counter, self.counter = self.counter, None
+        if counter is None:
+            return
+        self.rows += counter.rows
+        self.nanoseconds += counter.nanoseconds
+        self.finished = max(self.finished, counter.fetched_at)
+        if self.attributes is not None:
+            engine.metrics.rows.record(counter.rows, self.attributes)
+
+    def end(self, engine: EngineTelemetry) -> None:
+        """End the span, with its last statement, or the last fetch of its rows."""
+        self.settle(engine)
+        span = self.span
+        if self.count > 1:
+            span.set_attribute(names.STATEMENTS, self.count)
+            span.set_attribute(names.DATABASE_SECONDS, self.nanoseconds / 1e9)
+        if engine.options.rows:
+            span.set_attribute(names.RETURNED_ROWS, self.rows)
+        span.end(self.finished + self.offset)
+
+
+class OpenSpan:
+    """The span of a transaction, and the span that it is below."""
+
+    __slots__ = ("context", "parent", "span")
+
+    def __init__(self, span: Span, context: Context, parent: int) -> None:
+        self.span = span
+        self.context = context
+        self.parent = parent
+        """Number of the span that was current when it began."""
+
+
+class ConnectionSpans:
+    """What is told of one connection while it is out of the pool (`ConnectionTelemetry`)."""
+
+    __slots__ = ("__weakref__", "_fact", "engine", "held", "transaction")
+
+    def __init__(self, engine: EngineTelemetry) -> None:
+        self.engine = engine
+        self.held: dict[Any, Held] = {}
+        """By what makes statements alike; those that were used last stand last."""
+        self.transaction: OpenSpan | None = None
+        self._fact: Transaction | None = None
+
+    def find(self, key: Any, now: int) -> Held | None:
+        """Return the span that a statement goes on with; spans that wait for too long already are ended."""
+        held = self.held
+        found = held.pop(key, None)
+        if found is not None:
+            if now - found.finished < LONGEST_GAP:
+                held[key] = found
+                return found
+            found.end(self.engine)
+        while held:
+            oldest = next(iter(held))
+            if now - held[oldest].finished < LONGEST_GAP and len(held) < MOST_HELD:
+                break
+            self._end(oldest)
+        return None
+
+    def end_held(self) -> None:
+        """End the spans of all statements so far."""
+        while self.held:
+            self._end(next(iter(self.held)))
+
+    def _end(self, key: Any) -> None:
+        held = self.held.pop(key, None)
+        if held is not None:
+            held.end(self.engine)
+
+    def context_for(self, context: Context, *, begins: bool) -> Context:
+        """Return the context that a statement's span is to be made in: below its transaction's span, if there is one.
+
+        What the application has opened inside of the transaction comes between them.
+        """
+        parent = get_current_span(context).get_span_context().span_id
+        transaction = self.transaction
+        if transaction is None:
+            if not begins:
+                return context
+            span = self.engine.tracer.start_span(
+                "sqla_watch.transaction", context, kind=SpanKind.INTERNAL, attributes=self.engine.target.attributes
+            )
+            transaction = self.transaction = OpenSpan(span, set_span_in_context(span, context), parent)
+        return transaction.context if transaction.parent == parent else context
+
+    def ended(self, transaction: Transaction) -> None:
+        """A transaction has ended, and its COMMIT or ROLLBACK with it."""
+        self._fact = transaction
+        try:
+            metrics = self.engine.metrics
+            if self.engine.options.metrics and transaction.serial > 0:
+                elapsed = transaction.finished - transaction.started
+                idle = elapsed - transaction.database - transaction.ending
+                attributes = {**self.engine.target.attributes, names.OUTCOME: transaction.outcome}
+                metrics.transaction_duration.record(elapsed / 1e9, attributes)
+                metrics.transaction_idle.record(max(0, idle) / 1e9, attributes)
+        except Exception:
+            self.engine.door.fault()
+
+    def end_transaction(self, outcome: str, error: str = "") -> None:
+        """End the transaction's span."""
+        self.end_held()
+        transaction, self.transaction = self.transaction, None
+        fact, self._fact = self._fact, None
+        if transaction is None:
+            return
+        span = transaction.span
+        span.set_attribute(names.OUTCOME, outcome)
+        if fact is not None:
+            span.set_attribute(names.STATEMENTS, fact.statements)
+            span.set_attribute(names.DATABASE_SECONDS, fact.database / 1e9)
+        if error:
+            span.set_attribute(names.ERROR_TYPE, error)
+            span.set_status(FAILED)
+        span.end()
+
+    def returned(self, nanoseconds: int) -> None:
+        """The connection is back in the pool."""
+        try:
+            self.close()
+            engine = self.engine
+            if engine.options.metrics:
+                engine.metrics.use_time.record(nanoseconds / 1e9, engine.target.pool)
+        except Exception:
+            self.engine.door.fault()
+
+    def close(self) -> None:
+        """End every span that is open."""
+        self.end_held()
+        if self.transaction is not None:
+            self.end_transaction("rollback")
+
+    def __del__(self) -> None:
+        # A connection that was never returned: nobody else will end its spans.
+        try:
+            if self.held or self.transaction is not None:
+                self.close()
+        except Exception:
+            logger.debug("sqla_watch: a span of a lost connection could not be ended", exc_info=True)
+
+
+def time_of_day(started: int) -> int:
+    """Return the time of day, in nanoseconds, of a moment of `time.perf_counter_ns`."""
+    return time_ns() - (clock() - started)

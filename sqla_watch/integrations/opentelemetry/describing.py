@@ -1,0 +1,160 @@
+"""What is said of a server, a statement and a line: the attributes which are the same each time, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import CodeType, FrameType
+from typing import Any
+
+from sqlalchemy.engine import Engine
+
+from sqla_watch.findings import Location
+from sqla_watch.fingerprint import Fingerprint
+from sqla_watch.integrations.opentelemetry import names
+from sqla_watch.probes.dialect import fingerprints
+
+MOST_STATEMENTS = 2_000
+"""Statements and lines whose attributes are kept, each; then it begins anew."""
+LONGEST_TEXT = 8_000
+"""Characters of a statement's text."""
+OTHER = "_OTHER"
+"""OpenTelemetry's word for what is too rare, or too much, to be told apart."""
+
+_SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
+
+
+class Target:
+    """The database of an engine: address and names, without credentials."""
+
+    def __init__(self, engine: Engine) -> None:
+        url = engine.url
+        self._engine = engine
+        self._schema: str | None = None
+        host = url.host or url.query.get("host")
+        self._address = host if isinstance(host, str) and host else None
+        self._port = url.port
+        self._database = url.database
+        self.attributes: dict[str, Any] = {}
+        self.pool: dict[str, Any] = {}
+        """The attributes of statements, and of the pool's metrics."""
+        self.update()
+
+    def update(self) -> bool:
+        """Take over what SQLAlchemy has learnt at its first connection. Returns whether anything is new."""
+        schema = getattr(self._engine.dialect, "default_schema_name", None)
+        if self.attributes and schema == self._schema:
+            return False
+        self._schema = schema
+        name = self._engine.dialect.name
+        system = _SYSTEMS.get(name, name)
+        namespace = self._database
+        if namespace and schema and name == "postgresql":
+            namespace = f"{namespace}|{schema}"
+        found = {
+            names.SYSTEM: system,
+            names.NAMESPACE: namespace,
+            names.ADDRESS: self._address,
+            names.PORT: self._port if self._address else None,
+        }
+        self.attributes = {key: value for key, value in found.items() if value is not None}
+        server = ":".join(str(part) for part in (self._address, self._port) if part)
+        pool = getattr(self._engine.pool, "logging_name", None)
+        # The schema is not part of it: a pool has one name from its first moment on.
+        self.pool = {names.POOL: pool or "/".join(part for part in (server, self._database) if part) or system}
+        return True
+
+
+class Described:
+    """What is said of every execution of one statement."""
+
+    __slots__ = ("attributes", "is_literal", "name", "operation", "returns_rows", "text")
+
+    def __init__(
+        self, target: Mapping[str, Any], fingerprint: Fingerprint, *, is_literal: bool, known: bool, batch: bool
+    ) -> None:
+        prefix = "BATCH " if batch else ""
+        self.operation = fingerprint.operation
+        self.returns_rows = fingerprint.returns_rows
+        self.name = f"{prefix}{fingerprint.summary}"[:255].strip() or OTHER
+        self.text = fingerprint.text[:LONGEST_TEXT]
+        self.is_literal = is_literal
+        """Whether its text has values in it, so that only `text`, which has none, may be shown."""
+        self.attributes = {**target, names.SUMMARY: self.name}
+        if known and fingerprint.operation:  # SQLAlchemy's own statement, and not text that somebody has written
+            self.attributes[names.OPERATION] = f"{prefix}{fingerprint.operation}"
+            if len(fingerprint.tables) == 1:
+                self.attributes[names.COLLECTION] = fingerprint.tables[0]
+
+
+class Statements:
+    """What is said of the statements of one engine; of the same text the same object, as far as there is room."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._known: dict[Any, Described] = {}
+
+    def of(self, statement: Any, compiled: Any, batch: bool) -> Described:
+        """Return what is said of a statement: its text as the driver gets it, and SQLAlchemy's compiled form."""
+        rendered = known = False
+        text = statement
+        if compiled is not None:
+            rendered = bool(getattr(compiled, "literal_execute_params", None))  # values were put into its text
+            known = not getattr(compiled, "isplaintext", False)
+            if not rendered and not (compiled.isinsert and statement[:6].lower() == "select"):
+                text = compiled.string  # in which lists of values are not written out
+        fingerprint = fingerprints.of(text)
+        key = (fingerprint.text, known, rendered, batch)
+        found = self._known.get(key)
+        if found is None:
+            if self._target.update() or len(self._known) >= MOST_STATEMENTS:
+                self._known.clear()
+            found = self._known[key] = Described(
+                self._target.attributes,
+                fingerprint,
+                is_literal=rendered or bool(fingerprint.literals),
+                known=known,
+                batch=batch,
+            )
+        return found
+
+
+class Lines:
+    """The attributes of lines of code; the same line is described once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[CodeType, int], dict[str, Any]] = {}
+
+    def of(self, frame: FrameType | None) -> dict[str, Any]:
+        """Return the attributes of the line that a frame is at."""
+        if frame is None:
+            return {}
+        key = (frame.f_code, frame.f_lasti)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MOST_STATEMENTS:
+                self._known.clear()
+            module = frame.f_globals.get("__name__", "")
+            found = self._known[key] = {
+                names.FILE: frame.f_code.co_filename,
+                names.LINE: frame.f_lineno or 0,
+                names.FUNCTION: f"{module}.{frame.f_code.co_qualname}" if module else frame.f_code.co_qualname,
+            }
+        return found
+
+
+def describe_location(location: Location | None) -> dict[str, Any]:
+    """Return the attributes of a finding's line."""
+    if location is None:
+        return {}
+    return {names.FILE: location.file, names.LINE: location.line, names.FUNCTION: location.function}
+
+
+def describe_parameters(parameters: Any) -> dict[str, str]:
+    """Return the values of one execution as attributes. They may be secrets: only for those who ask."""
+    if isinstance(parameters, Mapping):
+        named = list(parameters.items())
+    elif isinstance(parameters, list | tuple):
+        named = list(enumerate(parameters))
+    else:
+        return {}
+    return {f"{names.PARAMETER}.{name}": str(value)[:1_000] for name, value in named[:100]}
