@@ -87,7 +87,7 @@ _signals: list[Signals] = []
 
 
 def signals_of(tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> Signals:
-    """Return the signals of two providers, None for the global ones; always the same, so that no instrument is made twice."""
+    """Return the signals of two providers, None for the global ones; always the same of the same two."""
     for known in _signals:
         if known.tracer_provider is tracer_provider and known.meter_provider is meter_provider:
             return known

@@ -1,0 +1,143 @@
+"""Together with others: enriched spans of drivers' instrumentations, SQL comments, settings, what is never imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy.orm import Session
+
+import sqla_watch
+from sqla_watch import Settings, SettingsError, Telemetry
+from sqla_watch.demo.models import Customer, Order
+from tests.conftest import url_for
+from tests.opentelemetry.conftest import Backend, Install
+
+
+@pytest.fixture
+def instrumented(shop_url: str, backend: Backend) -> Any:
+    """An engine whose driver has OpenTelemetry's own instrumentation."""
+    instrumentor = PsycopgInstrumentor()
+    instrumentor.instrument(tracer_provider=backend.traces, skip_dep_check=True)
+    engine = create_engine(url_for(shop_url, "psycopg"), pool_recycle=3600)
+    yield engine
+    engine.dispose()
+    instrumentor.uninstrument()
+
+
+def test_spans_of_the_driver_nest_below_ours(instrumented: Engine, backend: Backend) -> None:
+    backend.install(instrumented)
+    with backend.tracer.start_as_current_span("GET /"), instrumented.connect() as connection:
+        backend.exporter.clear()
+        connection.execute(select(Customer.id)).all()
+    ours = backend.one("SELECT customers")
+    (theirs,) = [span for span in backend.spans if span.name == "SELECT"]
+    assert theirs.parent.span_id == ours.context.span_id  # type: ignore[union-attr]
+
+
+def test_spans_of_the_driver_are_enriched(instrumented: Engine, backend: Backend) -> None:
+    backend.install(instrumented, enrich=True)
+    with backend.tracer.start_as_current_span("GET /") as request, instrumented.connect() as connection:
+        backend.exporter.clear()
+        connection.execute(select(Customer.id)).all()
+    assert not backend.named("SELECT customers")
+    span = backend.one("SELECT")
+    assert span.parent.span_id == request.get_span_context().span_id  # type: ignore[union-attr]
+    said = dict(span.attributes or {})
+    assert said["db.query.summary"] == "SELECT customers"
+    assert said["db.collection.name"] == "customers"
+    assert said["code.file.path"] == __file__
+    sqla_watch.uninstall()
+    with instrumented.connect() as connection:
+        connection.execute(select(Order.id)).all()
+    assert "db.query.summary" not in dict(backend.named("SELECT")[-1].attributes or {})
+
+
+def sent(connection: Any) -> str:
+    """What the server has got."""
+    return str(connection.execute(text("SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()")).scalar_one())
+
+
+def test_a_comment_has_no_trace_where_the_driver_prepares(engine: Engine, backend: Backend, install: Install) -> None:
+    install(comments=True, application="the shop's; 100%*/")
+    with sqla_watch.scope("GET /orders/{id}", kind="request"), engine.connect() as connection:
+        statement = sent(connection)
+        for number in range(12):
+            connection.execute(select(Customer.id).where(Customer.id == number))
+        prepared = connection.execute(text("SELECT statement FROM pg_prepared_statements")).scalars().all()
+    assert statement.endswith(" /*application='the shop_s_ 100__/',route='GET /orders/{id}'*/")
+    assert len([each for each in prepared if "customers" in each]) == 1
+
+
+def test_a_comment_has_the_trace_where_nothing_is_prepared(shop_url: str, backend: Backend) -> None:
+    engine = create_engine(url_for(shop_url, "psycopg"), connect_args={"prepare_threshold": None}, pool_recycle=3600)
+    backend.install(engine, comments=True)
+    with backend.tracer.start_as_current_span("GET /"), engine.connect() as connection:
+        statement = sent(connection)
+    (span,) = [each for each in backend.spans if each.name.startswith("SELECT")]
+    identity = span.context
+    assert statement.endswith(
+        f" /*traceparent='00-{identity.trace_id:032x}-{identity.span_id:016x}-{identity.trace_flags:02x}'*/"
+    )
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_comments_change_no_answer(shop_url: str, backend: Backend, driver: str) -> None:
+    engine = create_engine(url_for(shop_url, driver), pool_recycle=3600)
+    backend.install(engine, "production", comments=True, application="shop")
+    with sqla_watch.scope("percent % of", kind="request"), Session(engine) as session:
+        assert session.scalar(text("SELECT '100%' || :name"), {"name": "x"}) == "100%x"
+        assert session.connection().exec_driver_sql("SELECT 7 -- of nothing").scalar() == 7
+        assert session.connection().exec_driver_sql("SELECT %(n)s", {"n": 8}).scalar() == 8
+        session.add_all([Customer(name="new", email=f"{n}@x") for n in range(3)] if hasattr(Customer, "email") else [])
+        session.rollback()
+    engine.dispose()
+
+
+def test_settings_say_what_is_told(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[tool.sqla_watch.telemetry]\nstatements = "slow"\nfold = false\n')
+    environment = {"SQLA_WATCH_TELEMETRY_SLOW_SECONDS": "0.5", "SQLA_WATCH_TELEMETRY_FOLD": "true"}
+    merged = Settings.load(Settings(telemetry={"waits": True}), pyproject=project, environment=environment)
+    assert merged.telemetry == Telemetry(statements="slow", slow_seconds=0.5, waits=True)
+    assert Settings.load(merged, pyproject=project, environment={"SQLA_WATCH_TELEMETRY": "false"}).telemetry is None
+    assert Settings().telemetry is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"statement": "all"}, "did you mean 'statements'"),
+        ({"statements": "some"}, "must be one of all, slow, none"),
+        ({"fold": 1}, "must be true or false"),
+        ({"slow_seconds": -1}, "must be seconds"),
+        ("yes", "must be true, false, or a table"),
+    ],
+)
+def test_a_wrong_setting_is_named(value: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=f"Settings: telemetry: .*{message}"):
+        Settings(telemetry=value)
+
+
+def test_nothing_of_it_is_imported_unless_it_is_asked_for() -> None:
+    program = (
+        "import sys, sqla_watch; from sqlalchemy import create_engine, text\n"
+        "engine = create_engine('sqlite://'); sqla_watch.install(engine)\n"
+        "engine.connect().execute(text('SELECT 1'))\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_without_the_extra_it_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqla_watch.installation, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'sqla-watch\[otel\]'"):
+        sqla_watch.install(engine, settings=Settings(telemetry=True))
+    assert not sqla_watch.installation.registry.watches
