@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqla_watch.cli import database, demo
 from sqla_watch.demo import scenarios
 from sqla_watch.demo.scenarios import SCENARIOS, Scenario
+from tests.opentelemetry.receiver import Receiver
 
 
 @pytest.fixture
@@ -85,6 +86,24 @@ def test_tables_of_the_users_own_are_refused_unless_they_may_be_replaced(command
     assert tables(url) == ["orders", "rates"]
     assert command("demo", "--url", url, "--force")[0] == 0
     assert tables(url) == []
+
+
+def test_its_traces_and_metrics_go_to_a_receiver(command, url, one_mistake):
+    with Receiver() as receiver:
+        status, _, errors = command("demo", "--url", url, "--otlp", receiver.url)
+    assert status == 0, errors
+    by_name = {span.name: span for span in receiver.spans}
+    mistake, finding = by_name["n-plus-one, one level: mistake"], by_name["sqla_watch.n_plus_one"]
+    assert finding.parent_span_id == mistake.span_id
+    assert [event.name for event in mistake.events] == ["sqla_watch.n_plus_one"]
+    assert not by_name["n-plus-one, one level: repair"].events
+    assert receiver.latest_metrics["sqla_watch.findings"].sum.data_points[0].as_int == 1
+
+
+def test_an_address_that_is_none_is_refused_before_anything_runs(command, url):
+    status, output, errors = command("demo", "--url", url, "--otlp", "localhost:4318")
+    assert (status, output) == (2, "")
+    assert "is no address for OTLP over HTTP; one reads like http://localhost:4318" in errors
 
 
 def test_what_a_demo_that_was_killed_has_left_is_its_own(command, url, one_mistake, monkeypatch):
