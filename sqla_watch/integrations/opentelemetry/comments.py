@@ -25,19 +25,19 @@ class Comments:
     def __init__(self, application: str) -> None:
         self._application = _plain(application)
 
-    def append(self, statement: Any, cursor: Any, context: Any, span: Span, scope: Scope | None) -> Any:
+    def append(self, statement: Any, context: Any, span: Span, scope: Scope | None) -> Any:
         """Return a statement with its comment at the end; one that ends in a comment, or is no text, as it is."""
         if not isinstance(statement, str) or statement.rstrip().endswith("*/"):
             return statement
         said = {"application": self._application, "route": _plain(_route(scope))}
         above = span.get_span_context()
-        if above.is_valid and not prepares(cursor, context):
+        if above.is_valid and not prepares(context):
             said["traceparent"] = f"00-{above.trace_id:032x}-{above.span_id:016x}-{above.trace_flags:02x}"
         comment = ",".join(f"{name}='{value}'" for name, value in said.items() if value)
         return f"{statement} /*{comment}*/" if comment else statement
 
 
-def prepares(cursor: Any, context: Any) -> bool:
+def prepares(context: Any) -> bool:
     """Whether a driver prepares statements by their text, now or once it has seen the same one often enough."""
     driver = context.dialect.driver
     if driver in ("psycopg2", "pysqlite", "aiosqlite"):

@@ -27,13 +27,19 @@ FAILED = Status(StatusCode.ERROR)
 class Held:
     """A statement's span that has not ended yet: more of the same may come, or more of its rows."""
 
-    __slots__ = ("attributes", "context", "count", "counter", "finished", "nanoseconds", "offset", "rows", "span")
+    __slots__ = (
+        "attributes", "context", "count", "counted", "counter", "finished", "nanoseconds", "offset", "rows", "span",
+    )  # fmt: skip
 
-    def __init__(self, span: Span, context: Context, attributes: dict[str, Any] | None) -> None:
+    def __init__(
+        self, span: Span, context: Context, attributes: dict[str, Any], counted: dict[str, Any] | None
+    ) -> None:
         self.span = span
         self.context = context
         self.attributes = attributes
-        """Those of the metrics, for rows that are counted later; None without metrics."""
+        """What the span began with. By the number of this object others are known to be alike, so it has to last."""
+        self.counted = counted
+        """The attributes of the metrics, for rows that are counted later; None without metrics."""
         self.count = 0
         self.nanoseconds = 0
         self.finished = 0
@@ -62,8 +68,8 @@ class Held:
         self.rows += counter.rows
         self.nanoseconds += counter.nanoseconds
         self.finished = max(self.finished, counter.fetched_at)
-        if self.attributes is not None:
-            engine.metrics.rows.record(counter.rows, self.attributes)
+        if self.counted is not None:
+            engine.metrics.rows.record(counter.rows, self.counted)
 
     def end(self, engine: EngineTelemetry) -> None:
         """End the span, with its last statement, or the last fetch of its rows."""
@@ -112,10 +118,16 @@ class ConnectionSpans:
             found.end(self.engine)
         while held:
             oldest = next(iter(held))
-            if now - held[oldest].finished < LONGEST_GAP and len(held) < MOST_HELD:
+            if now - held[oldest].finished < LONGEST_GAP:
                 break
             self._end(oldest)
         return None
+
+    def hold(self, key: Any, held: Held) -> None:
+        """Hold a span open; of too many, the one that was used longest ago ends."""
+        if len(self.held) >= MOST_HELD:
+            self._end(next(iter(self.held)))
+        self.held[key] = held
 
     def end_held(self) -> None:
         """End the spans of all statements so far."""

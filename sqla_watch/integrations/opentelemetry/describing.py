@@ -11,10 +11,12 @@ from sqlalchemy.engine import Engine
 from sqla_watch.findings import Location
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.integrations.opentelemetry import names
-from sqla_watch.probes.dialect import fingerprints
+from sqla_watch.probes.dialect import SAVEPOINTS, fingerprints
 
 MOST_STATEMENTS = 2_000
-"""Statements and lines whose attributes are kept, each; then it begins anew."""
+"""Statements whose attributes are kept; then it begins anew."""
+MOST_PLACES = 50
+"""Lines of one statement."""
 LONGEST_TEXT = 8_000
 """Characters of a statement's text."""
 OTHER = "_OTHER"
@@ -67,23 +69,34 @@ class Target:
 class Described:
     """What is said of every execution of one statement."""
 
-    __slots__ = ("attributes", "is_literal", "name", "operation", "returns_rows", "text")
+    __slots__ = ("_places", "attributes", "counted", "is_savepoint", "name", "returns_rows", "text")
 
     def __init__(
-        self, target: Mapping[str, Any], fingerprint: Fingerprint, *, is_literal: bool, known: bool, batch: bool
+        self, target: Mapping[str, Any], fingerprint: Fingerprint, text: str, *, known: bool, batch: bool
     ) -> None:
         prefix = "BATCH " if batch else ""
-        self.operation = fingerprint.operation
         self.returns_rows = fingerprint.returns_rows
+        self.is_savepoint = fingerprint.housekeeping and fingerprint.operation in SAVEPOINTS
         self.name = f"{prefix}{fingerprint.summary}"[:255].strip() or OTHER
-        self.text = fingerprint.text[:LONGEST_TEXT]
-        self.is_literal = is_literal
-        """Whether its text has values in it, so that only `text`, which has none, may be shown."""
+        self.text = text
         self.attributes = {**target, names.SUMMARY: self.name}
         if known and fingerprint.operation:  # SQLAlchemy's own statement, and not text that somebody has written
             self.attributes[names.OPERATION] = f"{prefix}{fingerprint.operation}"
             if len(fingerprint.tables) == 1:
                 self.attributes[names.COLLECTION] = fingerprint.tables[0]
+        self.counted: dict[str, Any] | None = None
+        """The attributes of its metrics, as long as it does not fail; once they are known."""
+        self._places: dict[tuple[CodeType, int], dict[str, Any]] = {}
+
+    def at(self, frame: FrameType | None) -> dict[str, Any]:
+        """Return the attributes of its span where it was sent from; the same object for the same line."""
+        place: Any = None if frame is None else (frame.f_code, frame.f_lasti)
+        found = self._places.get(place)
+        if found is None:
+            if len(self._places) >= MOST_PLACES:
+                self._places.clear()
+            found = self._places[place] = {**self.attributes, names.TEXT: self.text, **describe_line(frame)}
+        return found
 
 
 class Statements:
@@ -91,10 +104,15 @@ class Statements:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._known: dict[Any, Described] = {}
+        self._by_text: dict[Any, Described] = {}
 
     def of(self, statement: Any, compiled: Any, batch: bool) -> Described:
         """Return what is said of a statement: its text as the driver gets it, and SQLAlchemy's compiled form."""
+        key = (statement, batch) if batch else statement
+        found = self._by_text.get(key)
+        return self._describe(key, statement, compiled, batch) if found is None else found
+
+    def _describe(self, key: Any, statement: Any, compiled: Any, batch: bool) -> Described:
         rendered = known = False
         text = statement
         if compiled is not None:
@@ -103,43 +121,31 @@ class Statements:
             if not rendered and not (compiled.isinsert and statement[:6].lower() == "select"):
                 text = compiled.string  # in which lists of values are not written out
         fingerprint = fingerprints.of(text)
-        key = (fingerprint.text, known, rendered, batch)
-        found = self._known.get(key)
-        if found is None:
-            if self._target.update() or len(self._known) >= MOST_STATEMENTS:
-                self._known.clear()
-            found = self._known[key] = Described(
-                self._target.attributes,
-                fingerprint,
-                is_literal=rendered or bool(fingerprint.literals),
-                known=known,
-                batch=batch,
-            )
+        shown = statement
+        if rendered or fingerprint.literals or len(statement) > LONGEST_TEXT:
+            # Its text has values in it, and is perhaps a new one each time: then what is said of it is not.
+            shown = fingerprint.text[:LONGEST_TEXT]
+            key = (shown, known, batch)
+            found = self._by_text.get(key)
+            if found is not None:
+                return found
+        if self._target.update() or len(self._by_text) >= MOST_STATEMENTS:
+            self._by_text.clear()
+        found = Described(self._target.attributes, fingerprint, shown, known=known, batch=batch)
+        self._by_text[key] = found
         return found
 
 
-class Lines:
-    """The attributes of lines of code; the same line is described once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[CodeType, int], dict[str, Any]] = {}
-
-    def of(self, frame: FrameType | None) -> dict[str, Any]:
-        """Return the attributes of the line that a frame is at."""
-        if frame is None:
-            return {}
-        key = (frame.f_code, frame.f_lasti)
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= MOST_STATEMENTS:
-                self._known.clear()
-            module = frame.f_globals.get("__name__", "")
-            found = self._known[key] = {
-                names.FILE: frame.f_code.co_filename,
-                names.LINE: frame.f_lineno or 0,
-                names.FUNCTION: f"{module}.{frame.f_code.co_qualname}" if module else frame.f_code.co_qualname,
-            }
-        return found
+def describe_line(frame: FrameType | None) -> dict[str, Any]:
+    """Return the attributes of the line that a frame is at."""
+    if frame is None:
+        return {}
+    module = frame.f_globals.get("__name__", "")
+    return {
+        names.FILE: frame.f_code.co_filename,
+        names.LINE: frame.f_lineno or 0,
+        names.FUNCTION: f"{module}.{frame.f_code.co_qualname}" if module else frame.f_code.co_qualname,
+    }
 
 
 def describe_location(location: Location | None) -> dict[str, Any]:

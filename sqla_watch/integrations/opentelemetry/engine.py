@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakSet, ref
 
 from opentelemetry import metrics, trace
-from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, TracerProvider, get_current_span, set_span_in_context
 from sqlalchemy.engine import Engine
@@ -20,12 +20,11 @@ from sqla_watch.callsite import locate
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.comments import Comments
 from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionSpans
-from sqla_watch.integrations.opentelemetry.describing import Described, Lines, Statements, Target
+from sqla_watch.integrations.opentelemetry.describing import Described, Statements, Target, describe_line
 from sqla_watch.integrations.opentelemetry.enriching import enrich, watch_spans
 from sqla_watch.integrations.opentelemetry.findings import tell, tell_request
 from sqla_watch.integrations.opentelemetry.metrics import Metrics, StatementAttributes
 from sqla_watch.integrations.opentelemetry.statements import (
-    Running,
     wrap_execute,
     wrap_execute_without_parameters,
 )
@@ -107,7 +106,6 @@ class EngineTelemetry:
         self.metrics = signals.metrics
         self.target = Target(engine)
         self.describe: Callable[[Any, Any, bool], Described] = Statements(self.target).of
-        self.lines = Lines()
         self.counted = StatementAttributes()
         self.comments = Comments(self.options.application)
         self.door = Door("telemetry", engine.dialect)
@@ -167,15 +165,10 @@ class EngineTelemetry:
         self._connections.add(made)
         return made
 
-    def enrich(self, context: Any, what: Described, lines: dict[str, Any]) -> Any:
+    def enrich(self, context: Any, attributes: dict[str, Any]) -> Any:
         """Enrich the spans that others make of a statement; returns what ends that."""
         watch_spans(self.signals.tracer_provider or trace.get_tracer_provider())
-        return enrich(context, {**what.attributes, **lines})
-
-    def outside(self, running: Running) -> Context:
-        """Return the context of a statement's parent, of one that went on with a span of others."""
-        assert running.parent is not None
-        return set_span_in_context(running.parent, running.around)
+        return enrich(context, attributes)
 
     # What the pools tell (`PoolTelemetry`).
 
@@ -222,7 +215,7 @@ class EngineTelemetry:
             attributes={
                 **self.target.pool,
                 names.TIMED_OUT: timed_out,
-                **self.lines.of(locate(_getframe())),
+                **describe_line(locate(_getframe())),
             },
             start_time=now - nanoseconds,
         )

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from sys import _getframe
 from time import perf_counter_ns as clock
-from time import time_ns
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import Span, SpanKind, get_current_span, set_span_in_context
 
-from sqla_watch.callsite import locate
+from sqla_watch.callsite import USER, locate, user_code
 from sqla_watch.facts import RowCounter
 from sqla_watch.findings import FindingRaised
 from sqla_watch.integrations.opentelemetry import names
-from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionSpans, Held
-from sqla_watch.integrations.opentelemetry.describing import LONGEST_TEXT, Described, describe_parameters
+from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionSpans, Held, time_of_day
+from sqla_watch.integrations.opentelemetry.describing import Described, describe_parameters
 from sqla_watch.probes.checkout import Checkout, checkout_of
-from sqla_watch.probes.dialect import SAVEPOINTS, name_of
+from sqla_watch.probes.dialect import name_of
 from sqla_watch.probes.door import Door
+from sqla_watch.probes.internals import DEFAULT_FETCH
 from sqla_watch.scopes import current
 
 if TYPE_CHECKING:
@@ -33,38 +34,32 @@ _CLIENT = SpanKind.CLIENT
 class Running:
     """A statement on its way to the driver and back."""
 
-    __slots__ = (
-        "around", "batch", "began", "checkout", "connection", "enriching", "held", "key", "lines", "parent", "sampled",
-        "span", "statement", "token", "what",
-    )  # fmt: skip
-
-    def __init__(
-        self, checkout: Checkout, connection: ConnectionSpans, what: Described, statement: Any, around: Context
-    ) -> None:
-        self.checkout = checkout
-        self.connection = connection
-        self.what = what
-        self.statement = statement
-        self.around = around
-        """The context that its span is made in, or has been made in."""
-        self.sampled = False
-        """Whether there may be a span of it."""
-        self.parent: Span | None = None
-        self.batch = 0
-        self.began = 0
-        self.lines: dict[str, Any] = {}
-        self.key: Any = None
-        """What makes statements alike."""
-        self.held: Held | None = None
-        """The span of those before it, which it goes on with."""
-        self.span: Span | None = None
-        """Its own, if there is one yet."""
-        self.token: Any = None
-        self.enriching: Any = None
+    # Defaults of the class, not an __init__: one is made for each statement.
+    checkout: Checkout
+    connection: ConnectionSpans
+    what: Described
+    parent: Span
+    around: Context
+    """The context that its span is made in, or has been made in."""
+    began: int = 0
+    sampled: bool = False
+    """Whether there may be a span of it."""
+    batch: int = 0
+    attributes: dict[str, Any]
+    """What its span begins with."""
+    key: Any = None
+    """What makes statements alike."""
+    held: Held | None = None
+    """The span of those before it, which it goes on with."""
+    span: Span | None = None
+    """Its own, if there is one yet."""
+    token: Any = None
+    enriching: Any = None
 
 
 def wrap_execute(engine: EngineTelemetry, *, many: bool = False) -> Any:
     """Return what makes the wrapper of `do_execute`, or of `do_executemany`."""
+    comments = engine.comments if engine.options.comments else None
 
     def make(door: Door, original: Any) -> Any:
         def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> Any:
@@ -72,15 +67,16 @@ def wrap_execute(engine: EngineTelemetry, *, many: bool = False) -> Any:
             sent = statement
             if door.open:
                 try:
-                    running = begin(engine, cursor, statement, parameters, context, many)
+                    running = begin(engine, statement, parameters, context, many)
                     if running is not None:
-                        sent = running.statement
+                        if comments is not None and running.sampled:
+                            sent = comments.append(statement, context, get_current_span(), current.get())
                         running.began = clock()
                 except Exception:
                     door.fault()
                     if running is not None:
                         abandon(running)
-                    running = None
+                    running, sent = None, statement
             if running is None:
                 return original(cursor, sent, parameters, context)
             error = ""
@@ -100,7 +96,11 @@ def wrap_execute(engine: EngineTelemetry, *, many: bool = False) -> Any:
                 except Exception:
                     door.fault()
                 finally:
-                    abandon(running)
+                    token = running.token
+                    if token is not None and running.span is None:
+                        detach(token)
+                    elif token is not None or running.enriching is not None:
+                        abandon(running)
 
         return do_execute
 
@@ -124,22 +124,20 @@ def wrap_execute_without_parameters(engine: EngineTelemetry) -> Any:
     return make
 
 
-def begin(
-    engine: EngineTelemetry, cursor: Any, statement: Any, parameters: Any, context: Any, many: bool
-) -> Running | None:
+def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any, many: bool) -> Running | None:
     """Make a statement's span, or find the one that it goes on with, and make it current; None for nothing to do."""
     try:
         checkout = context._dbapi_connection._connection_record._sqla_watch
     except AttributeError:
-        connection = getattr(context, "_dbapi_connection", None)
-        checkout = checkout_of(getattr(connection, "_connection_record", None))
+        unknown = getattr(context, "_dbapi_connection", None)
+        checkout = checkout_of(getattr(unknown, "_connection_record", None))
         if checkout is None:  # SQLAlchemy's own look-ups while it connects
             return None
     around = get_current()
     parent = get_current_span(around)
     above = parent.get_span_context()
     scope = current.get()
-    if scope is not None and not scope.closed and scope.span is None:
+    if scope is not None and scope.span is None and not scope.closed:
         scope.span = parent
     sampled = not above.is_valid or above.trace_flags.sampled
     options = engine.options
@@ -148,11 +146,11 @@ def begin(
     connection = checkout.telemetry
     if connection is None or connection.engine is not engine:
         connection = engine.adopt(checkout)
+    running = Running()
     batch = len(parameters) if many else 0
-    what = engine.describe(statement, context.compiled, batch > 1)
-    running = Running(checkout, connection, what, statement, around)
-    running.parent = parent
-    if not sampled or (what.operation in SAVEPOINTS and not options.transactions):
+    running.what = what = engine.describe(statement, context.compiled, batch > 1)
+    running.checkout, running.connection, running.parent, running.around = checkout, connection, parent, around
+    if not sampled or (what.is_savepoint and not options.transactions):
         return running
     running.sampled = True
     running.batch = batch if batch > 1 else 0
@@ -160,39 +158,40 @@ def begin(
         opened = checkout.transaction
         running.around = around = connection.context_for(around, begins=opened is not None and opened.serial > 0)
     if options.enrich:
-        running.enriching = engine.enrich(context, what, engine.lines.of(locate(_getframe())))
+        running.enriching = engine.enrich(context, what.at(_sender(context)))
     elif options.statements == "all":
-        running.lines = lines = engine.lines.of(locate(_getframe()))
+        running.attributes = attributes = what.at(_sender(context))
         if options.fold:
-            running.key = key = (what, id(lines), above.span_id)
-            if connection.held:
-                running.held = connection.find(key, clock())
-        if running.held is not None:
-            around = running.held.context
-        else:
-            running.span = span = engine.tracer.start_span(
-                what.name, around, _CLIENT, attributes_of(engine, running, statement, parameters)
-            )
-            running.around = around = set_span_in_context(span, around)
+            running.key = key = (id(attributes), above.span_id)
+            if connection.held and (held := connection.find(key, clock())) is not None:
+                running.held = held
+                running.token = attach(held.context)
+                return running
+        if running.batch or options.parameters:
+            attributes = with_parameters(running, parameters)
+        running.span = span = engine.tracer.start_span(what.name, around, _CLIENT, attributes)
+        running.around = around = set_span_in_context(span, around)
         running.token = attach(around)
-    if options.comments:
-        running.statement = engine.comments.append(statement, cursor, context, get_current_span(around), scope)
     return running
 
 
-def attributes_of(engine: EngineTelemetry, running: Running, statement: Any, parameters: Any) -> dict[str, Any]:
-    """Return the attributes that a statement's span begins with."""
-    what = running.what
-    attributes = {
-        **what.attributes,
-        names.TEXT: what.text if what.is_literal or len(statement) > LONGEST_TEXT else statement,
-        **running.lines,
-    }
+def _sender(context: Any) -> FrameType | None:
+    """Return the frame of the user's code that sends a statement.
+
+    Between it and `begin` there are at least so many of SQLAlchemy's, none of which then has to be made an object.
+    """
+    try:
+        frame = _getframe(5 if context.compiled is None else 7 if context.dialect.is_async else 8)
+    except ValueError:  # called from a greenlet or from compiled code, without a frame
+        frame = _getframe()
+    return frame if user_code.kinds.get(frame.f_code.co_filename) == USER else locate(frame)
+
+
+def with_parameters(running: Running, parameters: Any) -> dict[str, Any]:
+    """Return a statement's attributes with what is said of its parameters: how many sets, or their values."""
     if running.batch:
-        attributes[names.BATCH_SIZE] = running.batch
-    elif engine.options.parameters:
-        attributes.update(describe_parameters(parameters))
-    return attributes
+        return {**running.attributes, names.BATCH_SIZE: running.batch}
+    return {**running.attributes, **describe_parameters(parameters)}
 
 
 def finish(
@@ -209,22 +208,26 @@ def finish(
     """Write the metrics of a statement that has ended, and end its span, or hold it open for more."""
     options = engine.options
     what = running.what
-    elapsed = finished - running.began
     rows: int | None = None
     counter: RowCounter | None = None
     if what.returns_rows and not error:
         strategy = context.cursor_fetch_strategy
-        counter = strategy if isinstance(strategy, RowCounter) else getattr(strategy, "counter", None)
-        if counter is None:
+        if strategy is DEFAULT_FETCH:
             rows = cursor.rowcount
             if rows is not None and rows < 0:
                 rows = None
-        elif counter.__class__ is RowCounter and not counter.streamed:  # the driver has all of them
-            rows, counter = counter.rows, None
+        else:
+            counter = strategy if isinstance(strategy, RowCounter) else getattr(strategy, "counter", None)
+            if counter is not None and counter.__class__ is RowCounter and not counter.streamed:
+                rows, counter = counter.rows, None  # the driver has all of them
     counted = None
     if options.metrics:
-        counted = engine.counted.of(engine.target.attributes, what.attributes, error, is_state=is_state)
-        engine.metrics.duration.record(elapsed / 1e9, counted)
+        counted = None if error else what.counted
+        if counted is None:
+            counted = engine.counted.of(engine.target.attributes, what.attributes, error, is_state=is_state)
+            if not error:
+                what.counted = counted
+        engine.metrics.duration.record((finished - running.began) / 1e9, counted)
         if rows is not None:
             engine.metrics.rows.record(rows, counted)
     scope = running.checkout.scope
@@ -233,12 +236,11 @@ def finish(
     if not running.sampled or options.enrich or options.statements == "none":
         return
     if options.statements == "slow":
-        if not error and elapsed < options.slow_seconds * 1e9:
+        if not error and finished - running.began < options.slow_seconds * 1e9:
             return
-        running.lines = lines = engine.lines.of(locate(_getframe()))
-        assert running.parent is not None
-        running.key = (what, id(lines), running.parent.get_span_context().span_id)
+        running.attributes = what.at(locate(_getframe()))
         if options.fold and not error:
+            running.key = (id(running.attributes), running.parent.get_span_context().span_id)
             running.held = running.connection.find(running.key, running.began)
     held, span = running.held, running.span
     if held is not None and not error:
@@ -247,14 +249,13 @@ def finish(
         return
     if span is None:
         # Seen only now to be slow; or failed among others, which go on without it.
-        around = running.around if held is None else engine.outside(running)
-        moment = time_ns()
+        around = running.around
         span = engine.tracer.start_span(
             what.name,
             around,
             _CLIENT,
-            attributes_of(engine, running, statement, parameters),
-            start_time=moment - (clock() - running.began),
+            with_parameters(running, parameters) if running.batch or options.parameters else running.attributes,
+            start_time=time_of_day(running.began),
         )
         running.around = set_span_in_context(span, around)
     running.span = None
@@ -265,9 +266,9 @@ def finish(
         span.set_status(FAILED)
         span.end()
     elif options.fold or counter is not None:
-        held = Held(span, running.around, counted)
+        held = Held(span, running.around, running.attributes, counted)
         held.add(running.began, finished, rows, counter)
-        running.connection.held[running.key if options.fold else object()] = held
+        running.connection.hold(running.key or held, held)
     else:
         if options.rows and rows is not None:
             span.set_attribute(names.RETURNED_ROWS, rows)
