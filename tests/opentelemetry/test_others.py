@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 import sqla_watch
 from sqla_watch import Settings, SettingsError, Telemetry
 from sqla_watch.demo.models import Customer, Order
+from sqla_watch.integrations.asgi import SqlaWatchMiddleware
 from tests.conftest import url_for
 from tests.opentelemetry.conftest import Backend, Install
 
@@ -56,6 +63,66 @@ def test_spans_of_the_driver_are_enriched(instrumented: Engine, backend: Backend
     with instrumented.connect() as connection:
         connection.execute(select(Order.id)).all()
     assert "db.query.summary" not in dict(backend.named("SELECT")[-1].attributes or {})
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_with_the_instrumentations_of_fastapi_and_the_driver_there_is_one_tree(
+    shop_url: str, backend: Backend, asynchronous: bool
+) -> None:
+    driver = PsycopgInstrumentor()
+    driver.instrument(tracer_provider=backend.traces, skip_dep_check=True)
+    app = FastAPI()
+    app.add_middleware(SqlaWatchMiddleware)
+    url = url_for(shop_url, "psycopg")
+    query = text("SELECT pg_sleep(0.005), name FROM customers WHERE id = :id")
+    engine: Any
+    if asynchronous:
+        engine = create_async_engine(url, pool_recycle=3600)
+
+        async def customer(number: int) -> Any:
+            async with engine.connect() as connection:
+                return (await connection.execute(query, {"id": number})).one().name
+
+        @app.get("/customers")
+        async def customers() -> Any:
+            return await asyncio.gather(*(customer(number) for number in (1, 2, 3)))
+    else:
+        engine = create_engine(url, pool_recycle=3600)
+
+        @app.get("/customers")
+        def customers_one_by_one() -> Any:
+            with engine.connect() as connection:
+                return [connection.execute(query, {"id": number}).one().name for number in (1, 2, 3)]
+
+    backend.install(engine, fold=False)
+    FastAPIInstrumentor.instrument_app(app, tracer_provider=backend.traces, meter_provider=backend.metrics)
+
+    async def ask() -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+            answers = await asyncio.gather(*(client.get("/customers") for _ in range(3)))
+        if asynchronous:
+            await engine.dispose()
+        return [answer.status_code for answer in answers]
+
+    try:
+        assert asyncio.run(ask()) == [200, 200, 200]
+    finally:
+        driver.uninstrument()
+    requests = {span.context.span_id: span for span in backend.named("GET /customers")}
+    ours = {span.context.span_id: span for span in backend.named("SELECT customers")}
+    theirs = [span for span in backend.named("SELECT") if span.parent and span.parent.span_id in ours]
+    assert len(requests) == 3
+    assert len({span.context.trace_id for span in requests.values()}) == 3
+    assert len(ours) == len(theirs) == 9
+    below = Counter(span.parent.span_id for span in ours.values() if span.parent)
+    assert below == dict.fromkeys(requests, 3)
+    assert {span.parent.span_id for span in theirs if span.parent} == set(ours)
+    for span in theirs:
+        assert span.parent is not None
+        above = ours[span.parent.span_id]
+        assert above.start_time <= span.start_time <= span.end_time <= above.end_time
+        assert above.context.trace_id == span.context.trace_id
+    assert backend.counting.started == backend.counting.ended
 
 
 def sent(connection: Any) -> str:

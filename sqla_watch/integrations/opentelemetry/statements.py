@@ -218,8 +218,11 @@ def finish(
                 rows = None
         else:
             counter = strategy if isinstance(strategy, RowCounter) else getattr(strategy, "counter", None)
-            if counter is not None and counter.__class__ is RowCounter and not counter.streamed:
-                rows, counter = counter.rows, None  # the driver has all of them
+            if counter is not None and not counter.streamed:
+                if counter.__class__ is RowCounter:
+                    rows, counter = counter.rows, None  # the driver has all of them
+                elif not (options.rows or options.metrics):
+                    counter = None  # SQLite's, to be fetched at once: nobody asks for their number
     counted = None
     if options.metrics:
         counted = None if error else what.counted
