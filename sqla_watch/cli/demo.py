@@ -95,6 +95,8 @@ def play(shop: Shop, export: Export | None = None) -> list[Pair]:
     watches = [sqla_watch.install(engine, **providers) for engine in (shop.engine, shop.small_pool)]
     if shop.async_engine is not None:
         watches.append(sqla_watch.install(shop.async_engine, **providers))
+    if export is not None:  # some scenarios make engines of their own
+        watches.append(sqla_watch.install(**providers))
     configure_mappers()
     with shop.engine.connect() as connection:  # the first mistake is not to pay for the first connection
         connection.execute(text("SELECT 1"))
