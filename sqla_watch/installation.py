@@ -206,7 +206,7 @@ class Watch:
 
             signals = signals_of(*self.providers)
         if signals is not self._signals:
-            if self._signals is not None:
+            if self._signals is not None and self._signals.report in self.reporters:
                 self.reporters.remove(self._signals.report)
             if signals is not None:
                 self.reporters.append(signals.report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import threading
 from typing import Any
@@ -100,6 +101,8 @@ def test_connections_that_fail_and_pools_that_are_empty(shop_url: str, backend: 
     assert backend.counting.started == backend.counting.ended
 
 
+# A task that is cancelled while SQLAlchemy opens its connection leaves that to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_tasks_that_are_cancelled(shop_url: str, backend: Backend, driver: str) -> None:
     async def main() -> None:
@@ -120,6 +123,7 @@ def test_tasks_that_are_cancelled(shop_url: str, backend: Backend, driver: str) 
         await engine.dispose()
 
     asyncio.run(main())
+    gc.collect()
     assert backend.counting.started > 60
     assert backend.counting.started == backend.counting.ended
 
@@ -138,3 +142,21 @@ def test_connections_that_nobody_returns(engine: Engine, backend: Backend) -> No
     gc.collect()
     sqla_watch.uninstall()
     assert backend.counting.started == backend.counting.ended
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_leaves_the_spans_to_its_parent(engine: Engine, backend: Backend) -> None:
+    watch = backend.install(engine, "production", **EVERYTHING)
+    with engine.connect() as connection:
+        connection.execute(select(Customer.id))
+        child = os.fork()
+        if not child:
+            status = 9
+            try:
+                watch.uninstall()
+                status = backend.counting.ended
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert backend.counting.started == backend.counting.ended > 0

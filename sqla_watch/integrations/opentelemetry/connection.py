@@ -202,6 +202,11 @@ class ConnectionSpans:
         if self.transaction is not None:
             self.end_transaction("rollback")
 
+    def forget(self) -> None:
+        """Let go of every span that is open: somebody else will end it."""
+        self.held.clear()
+        self.transaction = None
+
     def __del__(self) -> None:
         # A connection that was never returned: nobody else will end its spans.
         try:

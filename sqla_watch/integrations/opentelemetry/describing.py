@@ -13,7 +13,7 @@ from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.probes.dialect import SAVEPOINTS, fingerprints
 
-MOST_STATEMENTS = 2_000
+MOST_STATEMENTS = 1_000
 """Statements whose attributes are kept; then it begins anew."""
 MOST_PLACES = 50
 """Lines of one statement."""

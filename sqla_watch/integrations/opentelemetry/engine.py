@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable
 from sys import _getframe
 from time import time_ns
@@ -139,6 +140,7 @@ class EngineTelemetry:
         if self.options.metrics:
             self.metrics.engines.add(self)
         atexit.register(self.end_spans)
+        _open.add(self)
 
     def close(self) -> None:
         """Take the wrappers off, and end the spans that are open."""
@@ -147,8 +149,14 @@ class EngineTelemetry:
         if engine is not None:
             listen(engine.dialect, engine.pool, None)
         self.metrics.engines.discard(self)
+        _open.discard(self)
         atexit.unregister(self.end_spans)
         self.end_spans()
+
+    def forget_spans(self) -> None:
+        """Let go of the spans of all connections without ending them: in a forked process they are the parent's."""
+        for connection in list(self._connections):
+            connection.forget()
 
     def end_spans(self) -> None:
         """End the spans of all connections that are out."""
@@ -294,3 +302,15 @@ def start(
     made.open()
     logger.debug("sqla_watch: telemetry of %r is on", engine)
     return made
+
+
+_open: WeakSet[EngineTelemetry] = WeakSet()
+
+
+def _begin_anew() -> None:
+    for telemetry in list(_open):
+        telemetry.forget_spans()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
