@@ -299,3 +299,42 @@ def test_the_same_rules_find_the_same_with_telemetry(engine: Engine, backend: Ba
         for number in range(60):
             connection.execute(text(f"SELECT name FROM customers WHERE id = {number}"))
     assert "uncached-statement" in {finding.rule for finding in scope.findings}
+
+
+def test_a_statement_without_parameters(engine: Engine, backend: Backend, install: Install) -> None:
+    install(comments=True, application="shop")
+    with engine.connect().execution_options(no_parameters=True) as connection:
+        assert connection.exec_driver_sql("SELECT '100%' FROM rates LIMIT 1").scalar() == "100%"
+    assert backend.one("SELECT rates").end_time
+
+
+def test_a_commit_that_fails_says_so(engine: Engine, backend: Backend, install: Install) -> None:
+    install(transactions=True)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TEMP TABLE ones (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        connection.execute(text("INSERT INTO ones VALUES (1), (1)"))
+        with pytest.raises(IntegrityError):
+            connection.commit()
+    commit, transaction = backend.one("COMMIT"), backend.one("sqla_watch.transaction")
+    assert attributes_of(commit)["error.type"] == attributes_of(transaction)["error.type"] == "23505"
+    assert commit.status.status_code is transaction.status.status_code is StatusCode.ERROR
+    assert attributes_of(transaction)["sqla_watch.transaction.outcome"] == "rollback"
+    assert backend.counting.started == backend.counting.ended
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("broken", ["begin", "finish"])
+def test_a_fault_of_ours_is_said_once_and_ends_the_telemetry(
+    engine: Engine, backend: Backend, install: Install, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    install()
+    monkeypatch.setattr(f"sqla_watch.integrations.opentelemetry.statements.{broken}", fail)
+    with backend.tracer.start_as_current_span("GET /") as request:
+        with engine.connect() as connection:
+            for _ in range(3):
+                assert len(connection.execute(select(Customer.id)).all()) == 20
+        assert get_current_span() is request
+    assert backend.counting.started == backend.counting.ended
