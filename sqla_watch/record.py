@@ -573,10 +573,7 @@ class Record:
             # One row written and committed; objects that were read again for it (loads) are not among these groups.
             groups = [group for key in keys if (group := all_groups.get(key)) is not None]
             writes_one = (
-                len(groups) == 1
-                and groups[0].fingerprint.writes
-                and groups[0].count == 1
-                and groups[0].most_sets <= 1
+                len(groups) == 1 and groups[0].fingerprint.writes and groups[0].count == 1 and groups[0].most_sets <= 1
             )
         for key in keys:
             group = all_groups.get(key)
