@@ -77,7 +77,7 @@ class TestScope(Scope):
         timeline: How many statements it keeps one by one, if not as many as the settings say.
     """
 
-    __slots__ = ("_by_line", "judged_by")
+    __slots__ = ("_by_line", "_own_groups", "judged_by")
     __test__ = False  # pytest would take it for a class of tests
 
     is_whole_test = False
@@ -88,13 +88,15 @@ class TestScope(Scope):
         self.judged_by = settings
         """What judges it; its `settings` are those that scopes inside of it inherit."""
         self._by_line: dict[tuple[str, int, int], _Line] = {}
+        """Of the scopes inside of it that are closed."""
+        self._own_groups: list[StatementGroup] = []
+        """Of itself, once it is closed: added up by line only where somebody asks, as for a test that fails."""
 
     @property
     def lines(self) -> list[LineStatements]:
         """The statements so far by the line that sent them, those first of which there were most."""
         lines = {key: line.copy() for key, line in self._by_line.items()}
-        if not self.closed:
-            _add_groups(lines, self.record.groups)
+        _add_groups(lines, self._own_groups if self.closed else self.record.groups)
         return [line.told() for line in sorted(lines.values(), key=lambda line: (-line.count, -line.nanoseconds))]
 
     @property
@@ -196,9 +198,13 @@ class TestScope(Scope):
         return other is not self and other.started >= self.started
 
     def keep(self, groups: Iterable[StatementGroup]) -> None:
-        """Keep by line what a scope is about to forget: this one, or one inside of it."""
+        """Keep by line what a scope inside of it is about to forget."""
         with self._lock:
             _add_groups(self._by_line, groups)
+
+    def keep_own(self) -> None:
+        """Keep what it is about to forget itself."""
+        self._own_groups = self.record.groups
 
 
 class _Line:
@@ -425,7 +431,10 @@ def _hand_to_test(door: Door, original: Any) -> Any:
                     scope.parent = innermost  # opened in a thread which knew of no test
                 tests = _tests_around(scope)
                 for test in tests:
-                    test.keep(scope.record.groups)
+                    if test is scope:
+                        test.keep_own()
+                    else:
+                        test.keep(scope.record.groups)
         except Exception:
             door.fault()
         findings: list[Finding] = original(scope)
