@@ -6,6 +6,7 @@ controller alone writes files and tells.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -105,9 +106,8 @@ class Run:
 
             in_junit = bool(getattr(self._config.option, "xmlpath", None))
             try:
-                self._watching = WatchedTests(
-                    self.options, self._known, self._measured, in_junit=in_junit, is_worker=self._is_worker
-                )
+                take = None if self._is_worker else self._take
+                self._watching = WatchedTests(self.options, self._known, self._measured, in_junit=in_junit, take=take)
             except SettingsError as error:
                 raise pytest.UsageError(f"sqla_watch: {error}") from None
             self._config.pluginmanager.register(self._watching, "sqla_watch_tests")
@@ -150,12 +150,10 @@ class Run:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         told = getattr(report, "sqla_watch", None)
         if told is not None and not self._is_worker:
-            if isinstance(told, str):
-                import json
+            self._take(Outcome.from_dict(json.loads(told)))
 
-                told = json.loads(told)
-            outcome = Outcome.from_dict(told)
-            self._outcomes[outcome.nodeid] = outcome  # of a test that is run again, the last one
+    def _take(self, outcome: Outcome) -> None:
+        self._outcomes[outcome.nodeid] = outcome  # of a test that is run again, the last one
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import unittest
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import pytest
@@ -239,17 +239,23 @@ class WatchedTests:
         known: The baseline.
         measured: The measured budgets, by node id.
         in_junit: Whether JUnit's XML is to have each test's numbers.
-        is_worker: Whether this is a worker of pytest-xdist.
+        take: Takes what each test came to; None in a worker of pytest-xdist, where the test's report takes it along.
 
     Raises:
         SettingsError: pyproject.toml or the environment have a mistake.
     """
 
     def __init__(
-        self, options: Options, known: Baseline | None, measured: Mapping[str, int], *, in_junit: bool, is_worker: bool
+        self,
+        options: Options,
+        known: Baseline | None,
+        measured: Mapping[str, int],
+        *,
+        in_junit: bool,
+        take: Callable[[Outcome], None] | None,
     ) -> None:
         self.options = options
-        self.is_worker = is_worker
+        self._take = take
         self._unwatched: pytest.Item | None = None
         """The test that is running without being watched."""
         self.in_junit = in_junit
@@ -295,9 +301,10 @@ class WatchedTests:
             item.stash[_test_of] = None  # items are kept to the end of the run
         if test is None or call.when != "call" or test.outcome is None:
             return report
-        # To the controller as text: not all that a file may be called goes through execnet.
-        told: Any = test.outcome.to_dict()
-        report.sqla_watch = json.dumps(told) if self.is_worker else told  # type: ignore[attr-defined]
+        if self._take is not None:
+            self._take(test.outcome)
+        else:  # to the controller as text: not all that a file may be called goes through execnet
+            report.sqla_watch = json.dumps(test.outcome.to_dict())  # type: ignore[attr-defined]
         if self.in_junit:
             from sqla_watch.pytest_plugin.exports import junit_properties
 
