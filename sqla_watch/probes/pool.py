@@ -15,6 +15,7 @@ from typing import Any
 from weakref import ref
 
 from sqlalchemy import exc
+from sqlalchemy.pool import NullPool, QueuePool
 
 from sqla_watch import registry
 from sqla_watch.activities import doing_of_holder
@@ -35,6 +36,8 @@ SHORTEST_WAIT = 1_000_000
 
 _MOST_NOTED = 20
 """Holders that the note of a time-out names."""
+_ONE_EACH = (QueuePool, NullPool)
+"""Pools of which a connection is one caller's at a time."""
 _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
 _STATE = "_sqla_watch"
@@ -301,12 +304,13 @@ def _taken(request: _Request, record: Any) -> None:
     connecting = state.pop(_CREATED, 0)
     wait = clock() - started - connecting
     checkout: Checkout | None = state.get(RECORD_KEY)
-    if checkout is not None:
-        # A pool that hands one connection to several (StaticPool), or a pool's own second try.
-        if checkout.requested < started:
-            checkout.depth += 1
-            checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+    if checkout is not None and checkout.requested >= started:  # the pool's own second try
         return
+    if checkout is not None and not isinstance(pool, _ONE_EACH):  # such as StaticPool: one connection for several
+        checkout.depth += 1
+        checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+        return
+    # Else one that is there was taken while somebody uninstalled, and its return was not seen.
     sampled = current.get() is not UNSAMPLED
     scope = current_scope() if sampled else None
     unit = None if scope is None else scope.unit
