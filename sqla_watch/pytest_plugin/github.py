@@ -8,9 +8,9 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from sqla_watch.panel.text import count, cut
 from sqla_watch.pytest_plugin.grouped import FoundInTests, found_in_tests, worst_tests
 from sqla_watch.pytest_plugin.outcome import Outcome
+from sqla_watch.reporters.text import count, cut
 from sqla_watch.testing.failure import spent
 
 __all__ = ["annotations"]

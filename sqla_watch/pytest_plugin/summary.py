@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sqla_watch.panel.text import count, cut, duration, visible
 from sqla_watch.pytest_plugin.grouped import FoundInTests, found_in_tests, worst_tests
 from sqla_watch.pytest_plugin.outcome import Outcome
+from sqla_watch.reporters.text import count, cut, duration, visible
 
 if TYPE_CHECKING:
     import pytest
