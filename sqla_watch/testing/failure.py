@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sqla_watch.reporters.text import count, milliseconds, plain
 from sqla_watch.testing.told import shown_file
 
-__all__ = ["LIMITS", "CheckFailed", "describe", "milliseconds", "plain", "spent"]
+__all__ = ["LIMITS", "CheckFailed", "describe", "spent"]
 
 LIMITS = {
     "max_statements": "statement",
@@ -60,19 +61,19 @@ def describe(
     """
     lines = list(heads)
     if by_line:
-        lines += ["", f"{_count(statements, 'statement')}, by line:"]
+        lines += ["", f"{count(statements, 'statement')}, by line:"]
         shown = by_line[:MOST_LINES]
         for each in shown:
             lines += _line_lines(each)
         rest = statements - sum(each["count"] for each in shown)
         if rest > 0:
-            lines.append(f"  … and {_count(rest, 'statement')} of other lines")
+            lines.append(f"  … and {count(rest, 'statement')} of other lines")
     if findings:
-        lines += ["", f"{_count(len(findings), 'finding')}:"]
+        lines += ["", f"{count(len(findings), 'finding')}:"]
         for finding in findings[:MOST_FINDINGS]:
             lines += _finding_lines(finding, root)
         if len(findings) > MOST_FINDINGS:
-            lines.append(f"  … and {_count(len(findings) - MOST_FINDINGS, 'finding')} more")
+            lines.append(f"  … and {count(len(findings) - MOST_FINDINGS, 'finding')} more")
     return "\n".join(plain(line) for line in lines)
 
 
@@ -85,28 +86,12 @@ def spent(name: str, used: float, limit: float) -> str:
     thing = LIMITS[name]
     if name.endswith("_seconds"):
         return f"{used:.3f} {thing}, and the budget is {limit:g} s"
-    return f"{_count(int(used), thing)}, and the budget is {int(limit):,}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a time as people read it."""
-    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
-
-
-def plain(text: str) -> str:
-    r"""Return text in which every character can be seen: control characters are written out.
-
-    >>> plain("SELECT \x1b[31m1")
-    'SELECT \\x1b[31m1'
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+    return f"{count(int(used), thing)}, and the budget is {int(limit):,}"
 
 
 def _line_lines(line: Mapping[str, Any]) -> list[str]:
     place = f"{line['file']}:{line['line']} in {line['function']}" if line["file"] else "no line of the user's code"
-    rows = f", {_count(line['rows'], 'row')}" if line["rows"] else ""
+    rows = f", {count(line['rows'], 'row')}" if line["rows"] else ""
     statement = line["statement"]
     if len(statement) > _WIDEST:
         statement = statement[: _WIDEST - 1] + "…"
@@ -121,7 +106,3 @@ def _finding_lines(finding: Mapping[str, Any], root: str) -> list[str]:
         lines.append(f"      {each['role']} at {shown_file(each['file'], root)}:{each['line']} in {each['function']}")
     lines += [f"      {line}" for line in finding["suggestion"].splitlines()]
     return lines
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
