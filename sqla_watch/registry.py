@@ -34,6 +34,9 @@ watches: list[Installed] = []
 news: list[Fact] = []
 """Facts about engines, which the next scope takes: they belong to the process, and are told once."""
 
+fallbacks: list[Scope] = []
+"""Scopes for what is sent in none, the innermost last: those of a test that runs, of which its threads know nothing."""
+
 _defaults: list[Settings] = []
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import sqla_watch
 from sqla_watch import registry
@@ -22,7 +22,6 @@ from sqla_watch.facts import CallSite, StatementGroup
 from sqla_watch.findings import Finding, FindingRaised, Location
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.installation import Watch
-from sqla_watch.probes.checkout import Checkout
 from sqla_watch.probes.door import Door
 from sqla_watch.reporters import deliver
 from sqla_watch.scopes import MOST_FINDINGS, Scope, current, current_scope, scope
@@ -255,7 +254,7 @@ class _Running:
     """The tests' scopes that are open, the innermost last: what is sent in no scope is theirs."""
 
     def __init__(self) -> None:
-        self._scopes: list[TestScope] = []
+        self._scopes = cast("list[TestScope]", registry.fallbacks)
         self.stand_in = Scope("tests", "test", Settings(timeline=0, implicit_scopes=False))
         """Closed, and around every test's scope that is over: leads on to the one that is open now."""
         self.stand_in.closed = True
@@ -282,21 +281,19 @@ running = _Running()
 
 
 class _Watching:
-    """The watch of every engine that tests have, and what we add to scopes and checkouts while it is there."""
+    """The watch of every engine that tests have, and what we add to scopes while it is there."""
 
     def __init__(self) -> None:
         self.watch: Watch | None = None
-        self.doors: list[Door] = []
+        self.door: Door | None = None
         self.seen = 0
         self.holders = 0
         """Test runs that want engines to stay watched: one may run inside of another."""
 
     def open(self) -> None:
-        if not self.doors:
-            scopes, checkouts = Door("scopes of tests", Scope), Door("checkouts of tests", Checkout)
-            scopes.wrap("close", _hand_to_test)
-            checkouts.wrap("find_scope", _fall_back_to_test)
-            self.doors = [scopes, checkouts]
+        if self.door is None:
+            self.door = Door("scopes of tests", Scope)
+            self.door.wrap("close", _hand_to_test)
         if self.watch in registry.watches:
             return
         if any(isinstance(watch, Watch) and watch.everything for watch in registry.watches):
@@ -310,9 +307,9 @@ class _Watching:
         watch, self.watch = self.watch, None
         if watch is not None:
             watch.uninstall()
-        for door in self.doors:
-            door.close()
-        self.doors.clear()
+        if self.door is not None:
+            self.door.close()
+            self.door = None
         self.seen = 0
 
     def engines(self) -> int:
@@ -447,13 +444,3 @@ def _hand_to_test(door: Door, original: Any) -> Any:
         return findings
 
     return close
-
-
-def _fall_back_to_test(door: Door, original: Any) -> Any:
-    def find_scope(checkout: Checkout) -> Scope | None:
-        if door.open and running.innermost is not None and current.get() is None:
-            return running.innermost
-        found: Scope | None = original(checkout)
-        return found
-
-    return find_scope
