@@ -80,26 +80,25 @@ def _watched(base: type) -> type:
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
         state = _state_of(self)
+        if not state.on:
+            return pool_class._do_get(self)
         request = _Request(self, state)
-        if state.on:
-            if _is_exhausted(self, len(state.asking)):
-                _guarded(state, request.waits)
-            state.asking.add(request)
+        if _is_exhausted(self, len(state.asking)):
+            _guarded(state, request.waits)
+        state.asking.add(request)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
-            if state.on:
-                _guarded(state, _timed_out, request, error)
+            _guarded(state, _timed_out, request, error)
             request.ends()
             raise
         except BaseException:
             request.ends()
-            if state.on and request.is_waiting:
+            if request.is_waiting:
                 _guarded(state, _given_up, request)
             raise
         request.ends()
-        if state.on:
-            _guarded(state, _taken, request, record)
+        _guarded(state, _taken, request, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -140,8 +139,7 @@ def _watched(base: type) -> type:
         pool_class._do_return_conn(self, record)
         if checkout is not None and checkout.depth <= 0:
             state = _state_of(self)
-            if state.on:
-                _guarded(state, checkout.returned, state.waits + len(state.waiters))
+            _guarded(state, checkout.returned, state.waits + len(state.waiters))
 
     found = _classes[base] = type(
         base.__name__,
@@ -161,7 +159,9 @@ def _watched(base: type) -> type:
 
 
 def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
-    """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
+    """Call a function of ours while the pool is watched; a fault in it is said once and ends that."""
+    if not state.on:
+        return
     if sys is None or sys.is_finalizing():  # nothing can be judged, or told, in an interpreter that ends
         return
     try:
