@@ -833,6 +833,10 @@ def run(url: str, plan: Plan, say: Callable[[str], None] = print) -> Outcome:
         working.outcome.errors[f"unraisable {type(said.exc_value).__name__}"] += 1
 
     def in_thread(said: Any) -> None:
+        if isinstance(said.exc_value, EXPECTED) and not _ends_in_ours(said.exc_value):
+            # A thread that was handed a connection to close, whose backend was killed.
+            working.outcome.errors[f"in a thread {type(said.exc_value).__name__}"] += 1
+            return
         working.outcome.fault(f"a thread ended: {''.join(traceback.format_exception(said.exc_value))}")
 
     working = _Run(url, plan, say)

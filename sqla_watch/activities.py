@@ -75,13 +75,13 @@ def name_of(activity: Activity) -> str:
     """
     if activity.callee is not None:
         if activity.callee.co_name in _ENTERING and activity.call_site is not None:
-            entered = _called(activity.call_site.code, activity.call_site.instruction)
+            entered = _called(*activity.call_site, activity.call_site.code.co_filename)
             if entered:
                 return entered
         return _qualified(activity.module, activity.callee)
     if activity.call_site is None or activity.computing:
         return ""
-    return _called(activity.call_site.code, activity.call_site.instruction)
+    return _called(*activity.call_site, activity.call_site.code.co_filename)
 
 
 def doing_of(activity: Activity) -> str:
@@ -112,13 +112,13 @@ def _qualified(module: str, callee: CodeType) -> str:
 
 
 @lru_cache(maxsize=256)
-def _called(code: CodeType, instruction: int) -> str:
+def _called(code: CodeType, instruction: int, file: str) -> str:
     """Return the name of what an instruction calls or enters, by its source; empty where it does neither."""
     entering, place = _place(code, instruction)
     if place is None or None in place:
         return ""
     first, last, start, end = (number or 0 for number in place)
-    lines = [line.encode() for line in linecache.getlines(code.co_filename)[first - 1 : last]]
+    lines = [line.encode() for line in linecache.getlines(file)[first - 1 : last]]
     if len(lines) != last - first + 1:
         return ""
     lines[-1] = lines[-1][:end]

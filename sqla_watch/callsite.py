@@ -194,11 +194,12 @@ def call_site(frame: FrameType | None) -> CallSite | None:
 
 def location_of(site: CallSite | None) -> Location | None:
     """Resolve an instruction to file, line and function."""
-    return None if site is None else _resolve(site.code, site.instruction)
+    return None if site is None else _resolve(site.code, site.instruction, site.code.co_filename)
 
 
 @lru_cache(maxsize=1_024)
-def _resolve(code: CodeType, instruction: int) -> Location:
+def _resolve(code: CodeType, instruction: int, file: str) -> Location:
+    # The file is in it for the cache: code objects are equal if only their files differ.
     line = code.co_firstlineno
     end = line
     index = max(instruction, 0) // 2
@@ -208,7 +209,7 @@ def _resolve(code: CodeType, instruction: int) -> Location:
                 line = start_line
                 end = end_line or start_line
             break
-    return Location(code.co_filename, line, _function(code), last_line=end)
+    return Location(file, line, _function(code), last_line=end)
 
 
 def _function(code: CodeType) -> str:

@@ -98,7 +98,10 @@ _HOUSEKEEPING = frozenset(
     {"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "PREPARE", "SET", "RESET", "SHOW"}
     | {"DEALLOCATE", "DISCARD", "EXPLAIN", "PRAGMA", "LISTEN", "UNLISTEN"}
 )
-_CATALOGUES = ("pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema", "alembic_version")
+_CATALOGUES = (
+    "pg_catalog.", "information_schema.", "pg_", "sqlite_master", "sqlite_schema", "sqlite_temp_master",
+    "sqlite_temp_schema", "alembic_version",
+)  # fmt: skip
 """Tables that are kept by the server, or by a migration tool, and are not the application's data."""
 
 

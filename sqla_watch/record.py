@@ -235,7 +235,7 @@ class Record:
                 rows = group.most_rows
             if group.slowest > slowest:
                 slowest = group.slowest
-        sizes = self.has
+        sizes = dict(self.has)
         if most:
             sizes["groups"], sizes["statements of a group"] = len(self._groups), most
             sizes["rows of a statement"], sizes["slowest statement"] = rows, slowest

@@ -41,6 +41,9 @@ answering: list[Callable[[Scope], None]] = []
 """Called with the scope of a request when its response is about to be complete: what others keep of the request, as its
 span, is over by then. They raise nothing."""
 
+fallbacks: list[Scope] = []
+"""Scopes for what is sent in none, the innermost last: those of a test that runs, of which its threads know nothing."""
+
 _defaults: list[Settings] = []
 
 

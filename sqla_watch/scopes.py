@@ -260,7 +260,7 @@ class Scope:
             self.own_findings = found
             self._findings = worst_first([*self._findings, *found]) if self._findings else found
         if self.parent is not None and not self.parent.closed:
-            self.parent.add_inner(self, found)
+            self.parent.add_inner(self, self._findings)
         record.forget()
         return found
 

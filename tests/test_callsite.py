@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -169,3 +170,13 @@ def test_behind_a_greenlet_the_awaiting_coroutine_is_found() -> None:
     assert found is not None
     assert found.function == "view"
     assert greenlet.getcurrent().parent is None
+
+
+def test_equal_functions_of_two_files_are_told_apart() -> None:
+    """Python takes code objects for equal that differ in nothing but their file."""
+    found = []
+    for file in ("/shop/orders.py", "/shop/invoices.py"):
+        names: dict[str, Any] = {}
+        exec(compile("def load():\n    return 1\n", file, "exec"), names)
+        found.append(location_of(CallSite(names["load"].__code__, 0)))
+    assert [each.file for each in found if each is not None] == ["/shop/orders.py", "/shop/invoices.py"]

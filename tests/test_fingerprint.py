@@ -116,7 +116,15 @@ def test_any_value_can_be_hashed(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["SAVEPOINT a", "SET x = 1", "SHOW x", "SELECT 1 FROM pg_catalog.pg_class", "PRAGMA x"]
+    "text",
+    [
+        "SAVEPOINT a",
+        "SET x = 1",
+        "SHOW x",
+        "SELECT 1 FROM pg_catalog.pg_class",
+        "SELECT name FROM sqlite_temp_master",
+        "PRAGMA x",
+    ],
 )
 def test_housekeeping(text: str) -> None:
     assert read(text).housekeeping

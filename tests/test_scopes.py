@@ -82,6 +82,17 @@ def test_the_inner_numbers_and_findings_count_in_the_outer_one_but_are_told_once
     assert len([each for each in caught if issubclass(each.category, NPlusOneWarning)]) == 1
 
 
+def test_what_was_found_two_scopes_deep_is_found_in_each_of_them(engine: Engine) -> None:
+    with (
+        sqla_watch.scope("outermost") as outermost,
+        sqla_watch.scope("outer") as outer,
+        sqla_watch.scope("inner") as inner,
+    ):
+        n_plus_one(engine)
+    assert [finding.target for finding in inner.findings] == ["Order.customer"]
+    assert inner.findings == outer.findings == outermost.findings
+
+
 def test_the_sqlite_and_postgresql_numbers_of_a_dictionary(engine: Engine) -> None:
     with sqla_watch.scope("report") as scope:
         n_plus_one(engine)

@@ -28,7 +28,8 @@ from sqla_watch.cli.otlp import Export, exporting
 from sqla_watch.cli.summary import entered
 from sqla_watch.demo.scenarios import SCENARIOS, Scenario, Shop
 from sqla_watch.reporters import json
-from sqla_watch.reporters.terminal import Terminal, Told, count
+from sqla_watch.reporters.terminal import Terminal, Told
+from sqla_watch.reporters.text import count
 from sqla_watch.scopes import Scope
 
 __all__ = ["Pair", "demo", "play"]

@@ -26,7 +26,8 @@ from sqla_watch.cli.summary import CommandScope, Summary, open_scopes
 from sqla_watch.panel.errors import PanelError, require_extra
 from sqla_watch.reporters import files, json
 from sqla_watch.reporters.files import ReportError
-from sqla_watch.reporters.terminal import Terminal, count, milliseconds
+from sqla_watch.reporters.terminal import Terminal
+from sqla_watch.reporters.text import count, milliseconds
 from sqla_watch.scopes import current
 
 __all__ = ["Run", "run"]

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from sqla_watch.panel.entry import Entry
 from sqla_watch.panel.highlighting import Highlighter
 from sqla_watch.panel.store import Kept
-from sqla_watch.panel.text import count, number
 from sqla_watch.panel.views import BLANK, ListRow, row_of, view_of
+from sqla_watch.reporters.text import count, number
 
 __all__ = ["asset", "list_page", "message_page", "news_row", "report_html", "request_page"]
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from sqla_watch.panel.errors import PanelError
-from sqla_watch.panel.text import cut, visible
+from sqla_watch.reporters.text import cut, visible
 
 __all__ = ["JsonObject", "Path", "Scalar"]
 

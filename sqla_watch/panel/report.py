@@ -8,7 +8,7 @@ from typing import Any
 from sqla_watch.panel.entry import read_entry
 from sqla_watch.panel.errors import PanelError, require_extra
 from sqla_watch.panel.reading import MOST_NAME
-from sqla_watch.panel.text import cut, visible
+from sqla_watch.reporters.text import cut, visible
 
 __all__ = ["report_page"]
 

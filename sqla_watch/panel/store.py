@@ -11,7 +11,7 @@ from typing import Any
 
 from sqla_watch.panel.entry import MOST_MOMENTS, MOST_SQL, Summary, read_summary
 from sqla_watch.panel.errors import PanelError
-from sqla_watch.panel.text import bytes_of
+from sqla_watch.reporters.text import bytes_of
 
 __all__ = ["Kept", "Store"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqla_watch.panel.entry import Entry, FoundEntry, Summary
 from sqla_watch.panel.highlighting import Highlighter
-from sqla_watch.panel.text import count, duration, moment, number, percent
 from sqla_watch.panel.waterfall import UsedText, Waterfall, draw
+from sqla_watch.reporters.text import count, duration, moment, number, percent
 
 __all__ = ["BLANK", "ListRow", "row_of", "view_of"]
 

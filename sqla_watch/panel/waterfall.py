@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil, floor, log10
 
 from sqla_watch.panel.entry import Entry, Moment, Place, Timeline
-from sqla_watch.panel.text import count, duration
+from sqla_watch.reporters.text import count, duration
 
 __all__ = ["Bar", "Row", "Tick", "UsedText", "Waterfall", "draw"]
 

@@ -265,6 +265,8 @@ class Checkout:
     def find_scope(self) -> Scope | None:
         """Return the scope that is open here; else this checkout's own, if it may have one."""
         scope = current.get()
+        if scope is None and registry.fallbacks:
+            return registry.fallbacks[-1]
         while scope is not None and scope.closed:
             if scope is UNSAMPLED:
                 return None

@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import exc
+from sqlalchemy.pool import NullPool, QueuePool
 
 from sqla_watch import registry
 from sqla_watch.activities import doing_of_holder
@@ -36,6 +37,8 @@ SHORTEST_WAIT = 1_000_000
 
 _MOST_NOTED = 20
 """Holders that the note of a time-out names."""
+_ONE_EACH = (QueuePool, NullPool)
+"""Pools of which a connection is one caller's at a time."""
 _CREATED = "_sqla_watch_created"
 _classes: dict[type, type] = {}
 _STATE = "_sqla_watch"
@@ -78,26 +81,25 @@ def _watched(base: type) -> type:
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
         state = _state_of(self)
+        if not state.on:
+            return pool_class._do_get(self)
         request = _Request(self, state)
-        if state.on:
-            if _is_exhausted(self, len(state.asking)):
-                _guarded(state, request.waits)
-            state.asking.add(request)
+        if _is_exhausted(self, len(state.asking)):
+            _guarded(state, request.waits)
+        state.asking.add(request)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
-            if state.on:
-                _guarded(state, _timed_out, request, error)
+            _guarded(state, _timed_out, request, error)
             request.ends()
             raise
         except BaseException:
             request.ends()
-            if state.on and request.is_waiting:
+            if request.is_waiting:
                 _guarded(state, _given_up, request)
             raise
         request.ends()
-        if state.on:
-            _guarded(state, _taken, request, record)
+        _guarded(state, _taken, request, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -142,8 +144,7 @@ def _watched(base: type) -> type:
         pool_class._do_return_conn(self, record)
         if checkout is not None and checkout.depth <= 0:
             state = _state_of(self)
-            if state.on:
-                _guarded(state, checkout.returned, state.waits + len(state.waiters))
+            _guarded(state, checkout.returned, state.waits + len(state.waiters))
 
     found = _classes[base] = type(
         base.__name__,
@@ -163,7 +164,9 @@ def _watched(base: type) -> type:
 
 
 def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
-    """Call a function of ours; a fault in it is said once and ends the watching of this pool."""
+    """Call a function of ours while the pool is watched; a fault in it is said once and ends that."""
+    if not state.on:
+        return
     if sys is None or sys.is_finalizing():  # nothing can be judged, or told, in an interpreter that ends
         return
     try:
@@ -323,12 +326,13 @@ def _taken(request: _Request, record: Any) -> None:
     connecting = state.pop(_CREATED, 0)
     wait = clock() - started - connecting
     checkout: Checkout | None = state.get(RECORD_KEY)
-    if checkout is not None:
-        # A pool that hands one connection to several (StaticPool), or a pool's own second try.
-        if checkout.requested < started:
-            checkout.depth += 1
-            checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+    if checkout is not None and checkout.requested >= started:  # the pool's own second try
         return
+    if checkout is not None and not isinstance(pool, _ONE_EACH):  # such as StaticPool: one connection for several
+        checkout.depth += 1
+        checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+        return
+    # Else one that is there was taken while somebody uninstalled, and its return was not seen.
     sampled = current.get() is not UNSAMPLED
     scope = current_scope() if sampled else None
     unit = None if scope is None else scope.unit

@@ -146,7 +146,7 @@ class _SessionDoor(Probe):
         if not self.open:
             return
         try:
-            frame: FrameType | None = sys._getframe()
+            frame: FrameType | None = sys._getframe(1)  # not this one, which would keep itself and all below alive
             cause = self._cause(frame)
             objects = len(session._new) + len(session._deleted) + len(session.identity_map._modified)
             flushing.set(OpenFlush(session, cause, call_site(frame), objects))

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sqla_watch.findings import Finding, RelatedLocation, Severity
+from sqla_watch.reporters.text import count, milliseconds, plain
 
-__all__ = ["Terminal", "Told", "cost_seconds", "count", "milliseconds", "plain", "worst_first"]
+__all__ = ["Terminal", "Told", "cost_seconds", "worst_first"]
 
 MOST_LINES = 6
 """Lines of one finding."""
@@ -80,31 +81,6 @@ def worst_first(told: Iterable[Told]) -> list[Told]:
     """Return findings by severity, and among equals those first that cost most."""
     rank = {severity: number for number, severity in enumerate(_HEADINGS)}
     return sorted(told, key=lambda each: (rank[each.finding.severity], -each.seconds, -each.statements))
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a time as people read it.
-
-    >>> milliseconds(0.0123), milliseconds(0.0012), milliseconds(2.5)
-    ('12 ms', '1.2 ms', '2,500 ms')
-    """
-    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
-
-
-def plain(text: str) -> str:
-    r"""Return text in which every character can be seen: control characters are written out.
-
-    >>> plain("SELECT \x1b[31m1")
-    'SELECT \\x1b[31m1'
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
-
-
-def count(number: int, thing: str) -> str:
-    """Return a number with its noun: `1 statement`, `1,204 statements`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 class Terminal:

@@ -69,6 +69,14 @@ def test_a_scope_of_ours_is_taken_as_it_is(watch: sqla_watch.Watch) -> None:
     assert "nothing to see" in report_page([json.loads(json.dumps(scope.to_dict()))], title="ours")
 
 
+def test_a_scope_makes_a_page_of_itself(watch: sqla_watch.Watch) -> None:
+    with sqla_watch.scope("nightly <script>alert(1)</script>") as scope:
+        pass
+    page = scope.to_html()
+    assert "nightly &lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>alert" not in page
+
+
 def test_what_there_is_no_room_for_is_said() -> None:
     scopes = [many_statements(9_000, different=False) for _ in range(7)]
     html = report_page(scopes, title="large")

@@ -7,8 +7,9 @@ import unicodedata
 
 import pytest
 
-from sqla_watch.panel import reading, text, views
-from sqla_watch.panel.text import duration, visible
+from sqla_watch.panel import reading, views
+from sqla_watch.reporters import text
+from sqla_watch.reporters.text import duration, visible
 
 
 @pytest.mark.parametrize("module", [text, reading, views])

@@ -534,6 +534,27 @@ def test_nothing_of_sessions_is_kept(shelves: Engine) -> None:
     assert found(scope) == [("session-scope", "unsaved")]
 
 
+def test_a_flush_lets_go_of_its_callers_without_the_garbage_collector(shelves: Engine, watch: Watch) -> None:
+    """A frame that refers to itself would keep the local names of every function below the flush."""
+
+    class Large:
+        pass
+
+    def save(session: Session) -> weakref.ref[Any]:
+        large = Large()
+        session.add(Shelf(label="let go"))
+        session.flush()
+        return weakref.ref(large)
+
+    gc.disable()
+    try:
+        with Session(shelves) as session:
+            assert save(session)() is None
+            session.rollback()
+    finally:
+        gc.enable()
+
+
 def test_a_flush_that_failed_keeps_nothing_either(shelves: Engine, watch: Watch) -> None:
     with Session(shelves) as session:
         session.add(Shelf(label="shelf 1"))

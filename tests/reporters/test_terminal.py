@@ -9,7 +9,8 @@ from rich.cells import cell_len
 
 from sqla_watch import Finding, Location, RelatedLocation, Severity
 from sqla_watch.reporters import terminal as module
-from sqla_watch.reporters.terminal import Terminal, Told, plain
+from sqla_watch.reporters.terminal import Terminal, Told
+from sqla_watch.reporters.text import plain
 
 HOSTILE = "[bold red]x[/] \x1b[2J\x07\r\n\u202e\udc80 :smile:"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import lru_cache
 
-__all__ = ["bytes_of", "count", "cut", "duration", "moment", "number", "percent", "visible"]
+__all__ = ["bytes_of", "count", "cut", "duration", "milliseconds", "moment", "number", "percent", "plain", "visible"]
 
 
 def visible(text: str) -> str:
@@ -21,6 +21,17 @@ def visible(text: str) -> str:
     if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(map(_visible, text))
+
+
+def plain(text: str) -> str:
+    r"""Return one line in which every character can be seen: line breaks and tabs are written out, too.
+
+    >>> plain("SELECT \x1b[31m1")
+    'SELECT \\x1b[31m1'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 @lru_cache(maxsize=4_096)
@@ -55,6 +66,15 @@ def count(value: int, thing: str) -> str:
     ('1 statement', '1,204 rows')
     """
     return f"{value:,} {thing}{'' if value == 1 else 's'}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time as people read it.
+
+    >>> milliseconds(0.0123), milliseconds(0.0012), milliseconds(2.5)
+    ('12 ms', '1.2 ms', '2,500 ms')
+    """
+    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
 
 
 def duration(seconds: float) -> str:
