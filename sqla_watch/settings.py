@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sqla_watch.findings import SqlaWatchError
 from sqla_watch.telemetry import Telemetry
@@ -87,7 +87,8 @@ class Settings:
         timeline: Statements, waits and transactions that a scope keeps one by one, for the waterfall of an HTML report;
             by default 5,000 in development and none in test and production.
         watchdog_seconds: Seconds between two looks of the watchdog's thread at connections that are out; 0 for none.
-        telemetry: What is told to OpenTelemetry: a `Telemetry`, a mapping of its fields, or True; nothing by default.
+        telemetry: What is told to OpenTelemetry: a `Telemetry`, a mapping of its fields, True for its defaults, or
+            False for nothing. None, the default, is True as soon as the application has set a global provider.
 
     Raises:
         SettingsError: A rule, key or value is not known or of the wrong type.
@@ -320,7 +321,7 @@ def _watchdog_seconds(source: str, value: object) -> float:
     return float(value)
 
 
-def _telemetry(source: str, value: object, weaker: Telemetry | None = None) -> Telemetry | None:
+def _telemetry(source: str, value: object, weaker: Telemetry | None = None) -> Telemetry | Literal[False] | None:
     try:
         return Telemetry.of(value, weaker)
     except ValueError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
-__all__ = ["ConnectionTelemetry", "PoolTelemetry", "Telemetry"]
+__all__ = ["AwaitingProvider", "ConnectionTelemetry", "PoolTelemetry", "Telemetry", "provider_is_set"]
 
 STATEMENTS = ("all", "slow", "none")
 
@@ -26,7 +27,9 @@ class Telemetry:
         waits: Whether a wait for the pool has a span, from the threshold of the rule `pool-wait` on.
         rows: Whether spans have the number of rows returned.
         parameters: Whether spans have the values of parameters. They may be secrets.
-        enrich: Whether another instrumentation's statement spans get the attributes, and none of ours is made.
+        enrich: Whether another instrumentation's statement spans get the attributes, and none of ours is made. None
+            does so where `opentelemetry-instrumentation-sqlalchemy` has a span of the statement; True also with spans
+            of the driver's instrumentation; False never does.
         comments: Whether a comment with trace, route and application is appended to each statement's text.
         application: Name of the application in those comments.
 
@@ -47,7 +50,7 @@ class Telemetry:
     waits: bool = False
     rows: bool = False
     parameters: bool = False
-    enrich: bool = False
+    enrich: bool | None = None
     comments: bool = False
     application: str = ""
 
@@ -63,12 +66,12 @@ class Telemetry:
             elif each.name == "application":
                 if not isinstance(value, str):
                     raise ValueError(f"application is {value!r}, but must be a name")
-            elif not isinstance(value, bool):
+            elif not isinstance(value, bool) and not (each.name == "enrich" and value is None):
                 raise ValueError(f"{each.name} is {value!r}, but must be true or false")
 
     @classmethod
-    def of(cls, value: object, weaker: Telemetry | None = None) -> Telemetry | None:
-        """Return what a setting means: true or false, a table of fields, or a Telemetry.
+    def of(cls, value: object, weaker: Telemetry | None = None) -> Telemetry | Literal[False] | None:
+        """Return what a setting means: true or false, a table of fields, a Telemetry, or None, which says nothing.
 
         Args:
             value: The setting.
@@ -78,7 +81,7 @@ class Telemetry:
             ValueError: It is nothing of these, or has a field that is not known.
         """
         if value is None or value is False:
-            return None
+            return value
         if value is True:
             return weaker or cls()
         if isinstance(value, Telemetry):
@@ -110,8 +113,50 @@ class PoolTelemetry(Protocol):
     def created(self, nanoseconds: int) -> None:
         """A connection was opened."""
 
-    def taken(self, started: int, nanoseconds: int) -> ConnectionTelemetry:
+    def taken(self, started: int, nanoseconds: int) -> ConnectionTelemetry | None:
         """A connection was got, after so long; asked for at `started` (`time.perf_counter_ns`)."""
 
     def in_vain(self, started: int, nanoseconds: int, *, timed_out: bool) -> None:
         """Somebody waited and got none."""
+
+
+def provider_is_set() -> bool:
+    """Whether the application has given OpenTelemetry a global provider that does anything.
+
+    Nothing is imported: without its modules there is none. OpenTelemetry's own way to ask would make one of the
+    environment's where there is none yet, and costs several times as much; this is asked with each checkout.
+    """
+    modules = sys.modules
+    for module, name in _PROVIDERS:
+        provider = getattr(modules.get(module), name, None)
+        if provider is not None and not type(provider).__name__.startswith("NoOp"):
+            return True
+    return False
+
+
+_PROVIDERS = (("opentelemetry.trace", "_TRACER_PROVIDER"), ("opentelemetry.metrics._internal", "_METER_PROVIDER"))
+
+
+class AwaitingProvider:
+    """Stands where the telemetry of an engine's pools will be, until there is a provider (`PoolTelemetry`)."""
+
+    def __init__(self, begin: Callable[[], PoolTelemetry | None]) -> None:
+        self._begin = begin
+        """Begins to tell OpenTelemetry, and returns what is in this one's place then; None if it cannot be now."""
+
+    def created(self, nanoseconds: int) -> None:
+        """A connection was opened."""
+        telemetry = self._begin() if provider_is_set() else None
+        if telemetry is not None:
+            telemetry.created(nanoseconds)
+
+    def taken(self, started: int, nanoseconds: int) -> ConnectionTelemetry | None:
+        """A connection was got."""
+        telemetry = self._begin() if provider_is_set() else None
+        return None if telemetry is None else telemetry.taken(started, nanoseconds)
+
+    def in_vain(self, started: int, nanoseconds: int, *, timed_out: bool) -> None:
+        """Somebody waited and got none."""
+        telemetry = self._begin() if provider_is_set() else None
+        if telemetry is not None:
+            telemetry.in_vain(started, nanoseconds, timed_out=timed_out)

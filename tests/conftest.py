@@ -21,6 +21,7 @@ from sqla_watch.demo.server import EmbeddedServer, ServerError
 from sqla_watch.ignores import registry as ignores
 from sqla_watch.reporters.logging import pace
 from sqla_watch.scopes import current
+from sqla_watch.telemetry import provider_is_set
 
 CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
 
@@ -119,6 +120,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
     for name in list(os.environ):
         if name.startswith("SQLA_WATCH_") and not name.startswith("SQLA_WATCH_TEST_"):
             monkeypatch.delenv(name)
+    assert not provider_is_set(), "a test has left a global provider of OpenTelemetry behind, which all others tell"
     yield
     logger.removeHandler(handler)
     sqla_watch.uninstall()

@@ -173,7 +173,7 @@ def test_settings_say_what_is_told(tmp_path: Path) -> None:
     environment = {"SQLA_WATCH_TELEMETRY_SLOW_SECONDS": "0.5", "SQLA_WATCH_TELEMETRY_FOLD": "true"}
     merged = Settings.load(Settings(telemetry={"waits": True}), pyproject=project, environment=environment)
     assert merged.telemetry == Telemetry(statements="slow", slow_seconds=0.5, waits=True)
-    assert Settings.load(merged, pyproject=project, environment={"SQLA_WATCH_TELEMETRY": "false"}).telemetry is None
+    assert Settings.load(merged, pyproject=project, environment={"SQLA_WATCH_TELEMETRY": "false"}).telemetry is False
     assert Settings().telemetry is None
 
 

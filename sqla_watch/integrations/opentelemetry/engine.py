@@ -16,7 +16,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, TracerProvider, get_current_span, set_span_in_context
 from sqlalchemy.engine import Engine
 
-from sqla_watch import __version__
+from sqla_watch import __version__, registry
 from sqla_watch.callsite import locate
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.comments import Comments
@@ -59,7 +59,8 @@ class Signals:
     def answering(self, scope: Scope) -> None:
         """The response is about to be complete: instrumentations of ASGI end the request's span with it."""
         try:
-            if scope.span is not None and scope.span.is_recording() and _wanted(scope).findings:
+            telemetry = _wanted(scope)
+            if telemetry is not None and telemetry.findings and scope.span is not None and scope.span.is_recording():
                 tell_request(scope, scope.judge_now())
         except Exception:
             logger.exception("sqla_watch: findings could not be told as events; please report this")
@@ -68,19 +69,23 @@ class Signals:
         """A scope was closed."""
         telemetry = _wanted(scope)
         try:
-            if scope.own_findings and telemetry.findings:
+            if telemetry is None or not scope.own_findings:
+                return
+            if telemetry.findings:
                 tell(self.tracer, scope)
-            if scope.own_findings and telemetry.metrics:
+            if telemetry.metrics:
                 for finding in scope.own_findings:
                     self.metrics.count_finding(finding, scope.name)
         finally:
             scope.span = None
 
 
-def _wanted(scope: Scope) -> Telemetry:
-    """Return what is told of a scope, whose settings may be those of a middleware, which say nothing of it."""
-    telemetry = scope.settings.telemetry
-    return telemetry if isinstance(telemetry, Telemetry) else Telemetry()
+def _wanted(scope: Scope) -> Telemetry | None:
+    """Return what is told of a scope, None for nothing. Its settings may be a middleware's, which say nothing of it."""
+    for telemetry in (scope.settings.telemetry, registry.active_settings().telemetry):
+        if telemetry is not None:
+            return telemetry if isinstance(telemetry, Telemetry) else None
+    return Telemetry()
 
 
 _signals: list[Signals] = []
@@ -99,9 +104,8 @@ def signals_of(tracer_provider: TracerProvider | None, meter_provider: MeterProv
 class EngineTelemetry:
     """The spans and metrics of one engine, from `open` to `close` (`PoolTelemetry`)."""
 
-    def __init__(self, engine: Engine, settings: Settings, signals: Signals) -> None:
-        assert isinstance(settings.telemetry, Telemetry)
-        self.options = settings.telemetry
+    def __init__(self, engine: Engine, settings: Settings, telemetry: Telemetry, signals: Signals) -> None:
+        self.options = telemetry
         self.signals = signals
         self.tracer = signals.tracer
         self.metrics = signals.metrics
@@ -175,7 +179,8 @@ class EngineTelemetry:
 
     def enrich(self, context: Any, attributes: dict[str, Any]) -> Any:
         """Enrich the spans that others make of a statement; returns what ends that."""
-        watch_spans(self.signals.tracer_provider or trace.get_tracer_provider())
+        if self.options.enrich:
+            watch_spans(self.signals.tracer_provider or trace.get_tracer_provider())
         return enrich(context, attributes)
 
     # What the pools tell (`PoolTelemetry`).
@@ -294,11 +299,12 @@ class EngineTelemetry:
 def start(
     engine: Engine,
     settings: Settings,
+    telemetry: Telemetry,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> EngineTelemetry:
     """Begin to tell of an engine."""
-    made = EngineTelemetry(engine, settings, signals_of(tracer_provider, meter_provider))
+    made = EngineTelemetry(engine, settings, telemetry, signals_of(tracer_provider, meter_provider))
     made.open()
     logger.debug("sqla_watch: telemetry of %r is on", engine)
     return made

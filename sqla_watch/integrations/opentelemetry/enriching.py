@@ -10,6 +10,8 @@ from opentelemetry.trace import Span, SpanKind, TracerProvider
 
 _running: ContextVar[Mapping[str, Any] | None] = ContextVar("sqla_watch_enriching", default=None)
 """The attributes for spans that a driver's instrumentation makes while the driver works."""
+OFFICIAL = "_otel_span"
+"""Attribute of a statement's context in which opentelemetry-instrumentation-sqlalchemy keeps its span."""
 _enriched: list[TracerProvider] = []
 """Providers of the SDK that have our processor: there is no way to take one off."""
 
@@ -36,13 +38,19 @@ def watch_spans(provider: TracerProvider) -> bool:
     return True
 
 
+def has_official_span(context: Any) -> bool:
+    """Whether opentelemetry-instrumentation-sqlalchemy writes a span of a statement, be it sampled or not."""
+    theirs = getattr(context, OFFICIAL, None)
+    return theirs is not None and theirs.get_span_context().is_valid
+
+
 def enrich(context: Any, attributes: Mapping[str, Any]) -> Any:
     """Enrich the span that a statement has already, and those to come while the driver works.
 
     Returns:
         What is to be called when the driver has answered.
     """
-    theirs = getattr(context, "_otel_span", None)  # opentelemetry-instrumentation-sqlalchemy's
+    theirs = getattr(context, OFFICIAL, None)
     if isinstance(theirs, Span) and theirs.is_recording():
         _add(theirs, attributes)
     token = _running.set(attributes)

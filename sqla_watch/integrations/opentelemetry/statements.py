@@ -19,6 +19,7 @@ from sqla_watch.findings import FindingRaised
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionSpans, Held, time_of_day
 from sqla_watch.integrations.opentelemetry.describing import Described, describe_parameters
+from sqla_watch.integrations.opentelemetry.enriching import has_official_span
 from sqla_watch.probes.checkout import Checkout, checkout_of
 from sqla_watch.probes.dialect import name_of
 from sqla_watch.probes.door import Door
@@ -157,7 +158,7 @@ def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any
     if options.transactions:
         opened = checkout.transaction
         running.around = around = connection.context_for(around, begins=opened is not None and opened.serial > 0)
-    if options.enrich:
+    if options.enrich or (options.enrich is None and has_official_span(context)):
         running.enriching = engine.enrich(context, what.at(_sender(context)))
     elif options.statements == "all":
         running.attributes = attributes = what.at(_sender(context))
@@ -236,7 +237,7 @@ def finish(
     scope = running.checkout.scope
     if scope is not None and scope.span is None:
         scope.span = running.parent
-    if not running.sampled or options.enrich or options.statements == "none":
+    if not running.sampled or running.enriching is not None or options.statements == "none":
         return
     if options.statements == "slow":
         if not error and finished - running.began < options.slow_seconds * 1e9:
