@@ -38,8 +38,8 @@ opening: list[Callable[[Scope], None]] = []
 """Called with each scope that is opened, before it is; they raise nothing."""
 
 answering: list[Callable[[Scope], None]] = []
-"""Called with the scope of a request when its response is about to be complete: what others keep of the request, as its
-span, is over by then. They raise nothing."""
+"""Called with the scope of a request, or task, when its answer is about to be complete: what others keep of it, as its
+span, may be over when the scope is closed. They raise nothing."""
 
 fallbacks: list[Scope] = []
 """Scopes for what is sent in none, the innermost last: those of a test that runs, of which its threads know nothing."""

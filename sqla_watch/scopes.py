@@ -223,7 +223,16 @@ class Scope:
         """Return what would be found if it closed now, without what scopes inside of it have told."""
         from sqla_watch.detectors import judge
 
-        return judge(self.record, self.settings)
+        record = self.record
+        if self.budget is None:
+            return judge(record, self.settings)
+        with record.spending(self.name, self.budget):
+            return judge(record, self.settings)
+
+    def answer(self) -> None:
+        """Tell those who want to know that the answer of its request, or task, is about to be complete."""
+        for tell in registry.answering:
+            tell(self)
 
     def raise_now(self) -> None:
         """Judge what was seen so far and raise what has the action `raise`, each thing once.

@@ -26,14 +26,16 @@ def tell(tracer: Tracer, scope: Scope) -> None:
     # Without a span around it a finding is the root of a trace of its own, whatever is current where the scope ends.
     context = set_span_in_context(request, Context())
     origin = round(scope.started_at * 1e9) - scope.started
+    # The request's span may have begun after the scope, where its instrumentation is inside of ours.
+    earliest = getattr(request, "start_time", None) or 0
     for finding in scope.own_findings:
         attributes = attributes_of(finding, scope.name)
-        started = finding.started or scope.started
-        finished = max(finding.finished or scope.finished, started)
+        started = max(origin + (finding.started or scope.started), earliest)
+        finished = max(origin + (finding.finished or scope.finished), started)
         span = tracer.start_span(
-            name_of(finding), context, kind=SpanKind.INTERNAL, attributes=attributes, start_time=origin + started
+            name_of(finding), context, kind=SpanKind.INTERNAL, attributes=attributes, start_time=started
         )
-        span.end(origin + finished)
+        span.end(finished)
     tell_request(scope, scope.own_findings)
 
 
