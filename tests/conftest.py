@@ -90,6 +90,19 @@ def shop_url(database_url: str) -> str:
     return database_url
 
 
+@pytest.fixture(scope="module")
+def server_that_prepares() -> Iterator[str]:
+    """The URL of a PostgreSQL which allows prepared transactions; by default none does."""
+    with EmbeddedServer() as server:
+        engine = create_engine(server.url(), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql("ALTER SYSTEM SET max_prepared_transactions = 10")
+        engine.dispose()
+        server._server.stop()
+        server._server.start()
+        yield server.url()
+
+
 def url_for(url: str, driver: str) -> str:
     """Return the URL for another driver."""
     return make_url(url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)

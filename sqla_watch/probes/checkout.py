@@ -307,6 +307,8 @@ class Checkout:
             return
         if self.telemetry is not None:
             self.telemetry.ended(fact)
+        if fact.first is None:  # of a request that is not in the sample
+            return
         self.worked += fact.database + fact.ending
         self._quiet_until(fact.started)
         self.quiet_since = fact.finished

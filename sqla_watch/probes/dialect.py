@@ -82,7 +82,7 @@ def _execute(door: Door, original: Any) -> Any:
                 return original(cursor, statement, parameters, context)
         scope = _current()
         if scope is UNSAMPLED:
-            return original(cursor, statement, parameters, context)
+            return _pass_by(checkout, original, cursor, statement, parameters, context)
         if scope is None or scope.closed or not door.open:
             scope = checkout.find_scope() if door.open else None
             if scope is None:
@@ -203,6 +203,18 @@ def _execute(door: Door, original: Any) -> Any:
     return do_execute
 
 
+def _pass_by(checkout: Checkout, original: Any, *arguments: Any) -> Any:
+    """Send a statement that is not in the sample; OpenTelemetry counts its transaction all the same."""
+    transaction = checkout.transaction
+    if transaction is None or checkout.telemetry is None:
+        return original(*arguments)
+    started = clock()
+    try:
+        return original(*arguments)
+    finally:
+        transaction.pass_by(started, clock())
+
+
 def _write(
     fingerprint: Fingerprint, parameters: Any, context: Any, cursor: Any, checkout: Checkout, scope: Scope
 ) -> tuple[int, int, Extra | None]:
@@ -276,7 +288,7 @@ def _begin(door: Door, original: Any) -> Any:
         if door.open:
             try:
                 checkout = checkout_of(getattr(connection, "_connection_record", None))
-                if checkout is not None and current.get() is not UNSAMPLED:
+                if checkout is not None and (checkout.telemetry is not None or current.get() is not UNSAMPLED):
                     serial = next_transaction()
                     checkout.transaction = OpenTransaction(-serial if _autocommits(original, connection) else serial)
             except Exception:

@@ -11,9 +11,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import SpanKind, get_current_span
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -21,6 +22,7 @@ import sqla_watch
 from sqla_watch import Finding, Scope, Severity
 from sqla_watch.demo.models import Customer, Order
 from sqla_watch.integrations.asgi import SqlaWatchMiddleware
+from sqla_watch.integrations.wsgi import SqlaWatchMiddleware as WsgiMiddleware
 from tests.conftest import url_for
 from tests.opentelemetry.conftest import Backend, Install
 
@@ -171,6 +173,98 @@ def test_autocommit_has_no_transaction(engine: Engine, backend: Backend, install
     assert not backend.points("sqla_watch.transaction.duration")
 
 
+def unsampled(function: Any) -> None:
+    """Run something in a request that is not in the middleware's sample."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        function()
+        return []
+
+    WsgiMiddleware(app, sample_rate=0)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *arguments: None)
+
+
+def test_transactions_that_are_not_in_the_sample_are_told_all_the_same(
+    engine: Engine, backend: Backend, install: Install
+) -> None:
+    install(transactions=True)
+
+    def work() -> None:
+        with Session(engine) as session:
+            session.scalar(select(Customer.id))
+            time.sleep(0.02)
+            session.scalar(select(Order.id))
+            session.commit()
+
+    with backend.tracer.start_as_current_span("GET /") as request:
+        unsampled(work)
+    transaction = backend.one("sqla_watch.transaction")
+    assert transaction.parent.span_id == request.get_span_context().span_id  # type: ignore[union-attr]
+    assert dict(transaction.attributes or {})["sqla_watch.statements"] == 2
+    assert backend.one("COMMIT").parent.span_id == transaction.context.span_id  # type: ignore[union-attr]
+    (duration,) = backend.points("sqla_watch.transaction.duration")
+    (idle,) = backend.points("sqla_watch.transaction.idle")
+    assert dict(duration.attributes)["sqla_watch.transaction.outcome"] == "commit"
+    assert 0.02 <= idle.sum <= duration.sum < 1
+    assert not [span for span in backend.spans if span.name == "sqla_watch.n_plus_one"]
+
+
+def test_autocommit_that_is_not_in_the_sample_has_no_transaction(
+    engine: Engine, backend: Backend, install: Install
+) -> None:
+    install(transactions=True)
+
+    def work() -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(select(Customer.id))
+
+    unsampled(work)
+    assert [span.name for span in backend.spans] == ["SELECT customers"]
+    assert not backend.points("sqla_watch.transaction.duration")
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+@pytest.mark.parametrize("commits", [True, False])
+def test_two_phases(server_that_prepares: str, backend: Backend, prepares: bool, commits: bool) -> None:
+    engine = create_engine(url_for(server_that_prepares, "psycopg"), pool_recycle=3600)
+    backend.install(engine, transactions=True)
+    with backend.tracer.start_as_current_span("POST /") as request, engine.connect() as connection:
+        transaction = connection.begin_twophase()
+        connection.execute(text("CREATE TABLE IF NOT EXISTS things (id int)"))
+        if prepares:
+            transaction.prepare()
+        if commits:
+            transaction.commit()
+        else:
+            transaction.rollback()
+    engine.dispose()
+    span = backend.one("sqla_watch.transaction")
+    assert span.parent.span_id == request.get_span_context().span_id  # type: ignore[union-attr]
+    below = [each.name for each in backend.spans if each.parent and each.parent.span_id == span.context.span_id]
+    phases = ["PREPARE TRANSACTION"] if prepares else []
+    assert below == ["CREATE", *phases, "COMMIT" if commits else "ROLLBACK"]
+    outcome = "commit" if commits else "rollback"
+    assert dict(span.attributes or {})["sqla_watch.transaction.outcome"] == outcome
+    (duration,) = backend.points("sqla_watch.transaction.duration")
+    assert (duration.count, dict(duration.attributes)["sqla_watch.transaction.outcome"]) == (1, outcome)
+    assert backend.counting.started == backend.counting.ended
+
+
+def test_savepoints_are_spans_of_their_transaction(engine: Engine, backend: Backend, install: Install) -> None:
+    install(transactions=True, fold=False, rows=True)
+    with engine.begin() as connection:
+        with connection.begin_nested():
+            connection.execute(select(Customer.id)).all()
+        inner = connection.begin_nested()
+        inner.rollback()
+    transaction = backend.one("sqla_watch.transaction")
+    below = [each for each in backend.spans if each.parent and each.parent.span_id == transaction.context.span_id]
+    names = ["SAVEPOINT", "SELECT customers", "RELEASE", "SAVEPOINT", "ROLLBACK", "COMMIT"]
+    assert [each.name for each in below] == names
+    told = {each.name for each in below if "db.response.returned_rows" in dict(each.attributes or {})}
+    assert told == {"SELECT customers"}  # what returns no rows says nothing of them
+    assert [point.count for point in backend.points("sqla_watch.transaction.duration")] == [1]
+
+
 def numbers(backend: Backend, name: str) -> dict[str, int]:
     return {point.attributes.get("db.client.connection.state", ""): point.value for point in backend.points(name)}
 
@@ -199,6 +293,49 @@ def test_the_pool_is_counted_also_what_was_open_before(shop_url: str, backend: B
     assert create_time.count == 1
     assert create_time.attributes["db.client.connection.pool.name"]
     engine.dispose()
+
+
+def test_after_dispose_those_that_are_out_are_counted_and_invalidated_ones_are_not(
+    shop_url: str, backend: Backend
+) -> None:
+    engine = create_engine(url_for(shop_url, "psycopg"), pool_recycle=3600)
+    first, second = engine.connect(), engine.connect()
+    driver_connection: Any = first.connection.driver_connection
+    backend.install(engine)
+    for connection in (first, second):
+        connection.execute(select(Customer.id)).all()
+    engine.dispose()
+    assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 2}
+    third = engine.connect()
+    assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 3}
+    first.close()
+    driver_connection.close()  # SQLAlchemy leaves it to the former pool, and that to the garbage collector
+    second.invalidate()
+    assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 1}
+    third.invalidate()  # its place is in the pool again, and nothing is open
+    assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 0}
+    third.rollback()
+    third.execute(select(Customer.id)).all()
+    assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 1}
+    third.close()
+    second.close()
+    assert numbers(backend, "db.client.connection.count") == {"idle": 1, "used": 0}
+    engine.dispose()
+
+
+def test_connections_of_an_async_engine(shop_url: str, backend: Backend) -> None:
+    async def main() -> None:
+        engine = create_async_engine(url_for(shop_url, "asyncpg"), pool_recycle=3600)
+        backend.install(engine)
+        async with engine.connect() as first:
+            async with engine.connect():
+                assert numbers(backend, "db.client.connection.count") == {"idle": 0, "used": 2}
+            assert numbers(backend, "db.client.connection.count") == {"idle": 1, "used": 1}
+            await first.invalidate()
+            assert numbers(backend, "db.client.connection.count") == {"idle": 1, "used": 0}
+        await engine.dispose()
+
+    asyncio.run(main())
 
 
 def test_waits_and_time_outs_are_counted_and_shown(shop_url: str, backend: Backend) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from sqlalchemy import Engine, bindparam, create_engine, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
@@ -210,6 +213,35 @@ def test_a_stream_lasts_until_its_last_fetch(engine: Engine, backend: Backend, i
     assert [point.sum for point in backend.points("db.client.response.returned_rows")] == [100]
 
 
+STREAMED = text("SELECT id, pg_sleep(0.001) FROM orders")
+"""A server-side cursor, for which the server works while rows are fetched."""
+
+
+@pytest.mark.parametrize("telemetry", [{}, {"fold": False}, {"statements": "none"}, {"statements": "slow"}])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_duration_of_a_stream_is_that_of_its_fetches_too(
+    engine: Engine, backend: Backend, install: Install, telemetry: dict[str, Any], sampled: bool
+) -> None:
+    install(**telemetry)
+    tracer = backend.tracer if sampled else TracerProvider(sampler=ALWAYS_OFF).get_tracer("dropped")
+    started = time.perf_counter()
+    with tracer.start_as_current_span("GET /"), engine.connect() as connection:
+        for _ in range(2):
+            result = connection.execution_options(yield_per=10).execute(STREAMED)
+            for _ in result.partitions(10):
+                time.sleep(0.01)  # the application's own time
+    elapsed = time.perf_counter() - started
+    (duration,) = backend.points("db.client.operation.duration")
+    assert duration.count == 2
+    assert 0.2 <= duration.sum <= elapsed - 0.2
+    (rows,) = backend.points("db.client.response.returned_rows")
+    assert (rows.count, rows.sum) == (2, 200)
+    assert backend.counting.started == backend.counting.ended
+    if sampled and telemetry.get("statements", "all") == "all":
+        (exemplar,) = duration.exemplars
+        assert exemplar.span_id in {span.context.span_id for span in backend.named("SELECT orders")}
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_tasks_that_run_at_once_each_have_their_own_parent(shop_url: str, backend: Backend, driver: str) -> None:
     async def main() -> None:
@@ -252,9 +284,6 @@ def test_a_cancelled_statement_ends_its_span(shop_url: str, backend: Backend) ->
 
 
 def test_a_trace_that_is_not_sampled_has_no_spans(engine: Engine, backend: Backend, install: Install) -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-
     install()
     dropped = TracerProvider(sampler=ALWAYS_OFF).get_tracer("dropped")
     with dropped.start_as_current_span("GET /"), Session(engine) as session:

@@ -29,6 +29,7 @@ class Held:
 
     __slots__ = (
         "attributes", "context", "count", "counted", "counter", "finished", "nanoseconds", "offset", "rows", "span",
+        "streamed",
     )  # fmt: skip
 
     def __init__(
@@ -46,9 +47,12 @@ class Held:
         """When the last of its statements ended (`time.perf_counter_ns`)."""
         self.offset = 0
         """What is to be added to that for the time of day in nanoseconds."""
-        self.rows = 0
+        self.rows: int | None = None
+        """None as long as none of its statements has told."""
         self.counter: RowCounter | None = None
         """Counts the rows of its last statement, which are still to be fetched."""
+        self.streamed = 0
+        """Nanoseconds of that statement without the fetches to come, where those belong to its duration."""
 
     def add(self, began: int, finished: int, rows: int | None, counter: RowCounter | None) -> None:
         """Add a statement."""
@@ -57,19 +61,23 @@ class Held:
         self.finished = finished
         self.offset = time_ns() - finished
         if rows is not None:
-            self.rows += rows
+            self.rows = rows + (self.rows or 0)
         self.counter = counter
+        if counter is not None:
+            self.streamed = finished - began if counter.streamed else 0
 
     def settle(self, engine: EngineTelemetry) -> None:
         """Add the rows that were fetched since."""
         counter, self.counter = self.counter, None
         if counter is None:
             return
-        self.rows += counter.rows
+        self.rows = counter.rows + (self.rows or 0)
         self.nanoseconds += counter.nanoseconds
         self.finished = max(self.finished, counter.fetched_at)
         if self.counted is not None:
-            engine.metrics.rows.record(counter.rows, self.counted)
+            engine.metrics.rows.record(counter.rows, self.counted, self.context)
+            if self.streamed:
+                engine.metrics.duration.record((self.streamed + counter.nanoseconds) / 1e9, self.counted, self.context)
 
     def end(self, engine: EngineTelemetry) -> None:
         """End the span, with its last statement, or the last fetch of its rows."""
@@ -78,7 +86,7 @@ class Held:
         if self.count > 1:
             span.set_attribute(names.STATEMENTS, self.count)
             span.set_attribute(names.DATABASE_SECONDS, self.nanoseconds / 1e9)
-        if engine.options.rows:
+        if engine.options.rows and self.rows is not None:
             span.set_attribute(names.RETURNED_ROWS, self.rows)
         span.end(self.finished + self.offset)
 
@@ -98,13 +106,15 @@ class OpenSpan:
 class ConnectionSpans:
     """What is told of one connection while it is out of the pool (`ConnectionTelemetry`)."""
 
-    __slots__ = ("__weakref__", "_fact", "engine", "held", "transaction")
+    __slots__ = ("__weakref__", "_fact", "ending", "engine", "held", "transaction")
 
     def __init__(self, engine: EngineTelemetry) -> None:
         self.engine = engine
         self.held: dict[Any, Held] = {}
         """By what makes statements alike; those that were used last stand last."""
         self.transaction: OpenSpan | None = None
+        self.ending = False
+        """Whether its COMMIT or ROLLBACK is on its way, in which a dialect may send another one."""
         self._fact: Transaction | None = None
 
     def find(self, key: Any, now: int) -> Held | None:

@@ -131,13 +131,14 @@ class EngineTelemetry:
             door.wrap("do_execute", wrap_execute(self))
             door.wrap("do_executemany", wrap_execute(self, many=True))
             door.wrap("do_execute_no_params", wrap_execute_without_parameters(self))
-        for method, outcome in (
-            ("do_commit", "commit"),
-            ("do_rollback", "rollback"),
-            ("do_commit_twophase", "commit"),
-            ("do_rollback_twophase", "rollback"),
+        for method, name, outcome in (
+            ("do_commit", "COMMIT", "commit"),
+            ("do_rollback", "ROLLBACK", "rollback"),
+            ("do_prepare_twophase", "PREPARE TRANSACTION", ""),
+            ("do_commit_twophase", "COMMIT", "commit"),
+            ("do_rollback_twophase", "ROLLBACK", "rollback"),
         ):
-            door.wrap(method, self._wrap_end(outcome))
+            door.wrap(method, self._wrap_end(name, outcome))
         engine = self._engine()
         if engine is not None:
             listen(engine.dialect, engine.pool, self)
@@ -238,8 +239,8 @@ class EngineTelemetry:
 
     # Transactions.
 
-    def _wrap_end(self, outcome: str) -> Any:
-        """Return what makes the wrapper of a COMMIT or ROLLBACK."""
+    def _wrap_end(self, name: str, outcome: str) -> Any:
+        """Return what makes the wrapper of a COMMIT or ROLLBACK; or of what comes before them, without an outcome."""
 
         def make(door: Door, original: Any) -> Any:
             def end(connection: Any, *arguments: Any, **options: Any) -> Any:
@@ -249,8 +250,7 @@ class EngineTelemetry:
                 span = token = None
                 try:
                     spans.end_held()
-                    if spans.transaction is not None:
-                        name = outcome.upper()
+                    if spans.transaction is not None and not spans.ending:
                         span = self.tracer.start_span(
                             name,
                             spans.transaction.context,
@@ -258,6 +258,7 @@ class EngineTelemetry:
                             {**self.target.attributes, names.OPERATION: name, names.SUMMARY: name},
                         )
                         token = attach(set_span_in_context(span, get_current()))
+                        spans.ending = True
                 except Exception:
                     door.fault()
                 error = ""
@@ -271,11 +272,13 @@ class EngineTelemetry:
                         if token is not None:
                             detach(token)
                         if span is not None:
+                            spans.ending = False
                             if error:
                                 span.set_attribute(names.ERROR_TYPE, error)
                                 span.set_status(FAILED)
                             span.end()
-                        spans.end_transaction("rollback" if error else outcome, error)
+                        if outcome and not spans.ending:
+                            spans.end_transaction("rollback" if error else outcome, error)
                     except Exception:
                         door.fault()
 

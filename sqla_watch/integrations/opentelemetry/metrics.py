@@ -15,6 +15,7 @@ from sqla_watch.findings import Finding
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.describing import OTHER
 from sqla_watch.probes.checkout import out
+from sqla_watch.probes.internals import stored_records
 from sqla_watch.probes.pool import waits_of
 
 if TYPE_CHECKING:
@@ -116,11 +117,32 @@ class Metrics:
 
 
 def count_connections(pool: Any) -> tuple[int, int]:
-    """Return how many connections of a pool are idle, and how many are out; the pool itself knows best."""
+    """Return how many connections of a pool are idle, and how many are out; the pool itself knows best.
+
+    With those of the engine's former pools: `Engine.dispose()` leaves to their owners what is out.
+    """
+    dialect = getattr(pool, "_dialect", None)
+    mine = former = 0
+    for record_ref, pool_ref in list(out.values()):
+        record, taken_from = record_ref(), pool_ref()
+        if record is None or taken_from is None:
+            continue
+        if taken_from is pool:
+            mine += 1
+        elif getattr(taken_from, "_dialect", None) is dialect and record.dbapi_connection is not None:
+            former += 1
     try:
-        return max(0, pool.checkedin()), max(0, pool.checkedout())
+        return _idle(pool), max(0, pool.checkedout()) + former
     except AttributeError:  # a pool that counts nothing: those that were taken since it is watched
-        return 0, sum(pool_ref() is pool and record() is not None for record, pool_ref in list(out.values()))
+        return 0, mine + former
+
+
+def _idle(pool: Any) -> int:
+    """Count the open connections that a pool has in store; one that was invalidated is a place without a connection."""
+    records = stored_records(pool)
+    if records is None:
+        return max(0, int(pool.checkedin()))
+    return sum(record.dbapi_connection is not None for record in records)
 
 
 def _size(pool: Any) -> int | None:

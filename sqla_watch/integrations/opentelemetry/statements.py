@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import Span, SpanKind, get_current_span, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span, set_span_in_context
 
 from sqla_watch.callsite import USER, locate, user_code
 from sqla_watch.facts import RowCounter
@@ -157,7 +157,7 @@ def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any
     running.batch = batch if batch > 1 else 0
     if options.transactions:
         opened = checkout.transaction
-        running.around = around = connection.context_for(around, begins=opened is not None and opened.serial > 0)
+        running.around = around = connection.context_for(around, begins=opened is None or opened.serial > 0)
     if options.enrich or (options.enrich is None and has_official_span(context)):
         running.enriching = engine.enrich(context, what.at(_sender(context)))
     elif options.statements == "all":
@@ -231,17 +231,21 @@ def finish(
             counted = engine.counted.of(engine.target.attributes, what.attributes, error, is_state=is_state)
             if not error:
                 what.counted = counted
-        engine.metrics.duration.record((finished - running.began) / 1e9, counted)
+        if counter is None or not counter.streamed:  # that of a stream is known with its last fetch
+            engine.metrics.duration.record((finished - running.began) / 1e9, counted)
         if rows is not None:
             engine.metrics.rows.record(rows, counted)
     scope = running.checkout.scope
     if scope is not None and scope.span is None:
         scope.span = running.parent
-    if not running.sampled or running.enriching is not None or options.statements == "none":
+    is_quick = options.statements == "slow" and not error and finished - running.began < options.slow_seconds * 1e9
+    if not running.sampled or running.enriching is not None or options.statements == "none" or is_quick:
+        if counter is not None and counted is not None:  # held without a span, for what there is to count of it
+            unseen = Held(INVALID_SPAN, running.around, {}, counted)
+            unseen.add(running.began, finished, rows, counter)
+            running.connection.hold(unseen, unseen)
         return
     if options.statements == "slow":
-        if not error and finished - running.began < options.slow_seconds * 1e9:
-            return
         running.attributes = what.at(locate(_getframe()))
         if options.fold and not error:
             running.key = (id(running.attributes), running.parent.get_span_context().span_id)
