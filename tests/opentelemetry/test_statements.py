@@ -11,7 +11,19 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
-from sqlalchemy import Engine, bindparam, create_engine, insert, select, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Sequence,
+    Table,
+    bindparam,
+    create_engine,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -328,6 +340,28 @@ def test_the_same_rules_find_the_same_with_telemetry(engine: Engine, backend: Ba
         for number in range(60):
             connection.execute(text(f"SELECT name FROM customers WHERE id = {number}"))
     assert "uncached-statement" in {finding.rule for finding in scope.findings}
+
+
+def test_tables_are_made_and_dropped(engine: Engine, backend: Backend, install: Install) -> None:
+    install()
+    metadata = MetaData()
+    Table(
+        "things", metadata, Column("id", Integer, Sequence("things_id"), primary_key=True, comment="of 'secret' kind")
+    )
+    metadata.create_all(engine)
+    metadata.drop_all(engine)
+    names = [span.name for span in backend.spans]
+    assert [name for name in names if name.startswith(("CREATE", "DROP", "COMMENT"))] == [
+        "CREATE",
+        "CREATE",
+        "COMMENT",
+        "DROP",
+        "DROP",
+    ]
+    assert "secret" not in str([attributes_of(span) for span in backend.spans])
+    with engine.connect() as connection:
+        connection.execute(select(Customer.id)).all()
+    assert backend.named("SELECT customers")
 
 
 def test_a_statement_without_parameters(engine: Engine, backend: Backend, install: Install) -> None:

@@ -118,7 +118,9 @@ class Statements:
         if compiled is not None:
             rendered = bool(getattr(compiled, "literal_execute_params", None))  # values were put into its text
             known = not getattr(compiled, "isplaintext", False)
-            if not rendered and not (compiled.isinsert and statement[:6].lower() == "select"):
+            # DDL has a compiler of its own, which does not say what it is.
+            is_insert = getattr(compiled, "isinsert", False)
+            if not rendered and not (is_insert and statement[:6].lower() == "select"):
                 text = compiled.string  # in which lists of values are not written out
         fingerprint = fingerprints.of(text)
         shown = statement
