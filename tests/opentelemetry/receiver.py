@@ -19,6 +19,8 @@ class Receiver:
     def __init__(self) -> None:
         self.traces: list[Any] = []
         self.metrics: list[Any] = []
+        self.paths: set[str] = set()
+        self.authorizations: set[str | None] = set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,9 +28,11 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                if self.path == "/v1/traces":
+                receiver.paths.add(self.path)
+                receiver.authorizations.add(self.headers["Authorization"])
+                if self.path.endswith("/v1/traces"):
                     receiver.traces.append(ExportTraceServiceRequest.FromString(body))
-                elif self.path == "/v1/metrics":
+                elif self.path.endswith("/v1/metrics"):
                     receiver.metrics.append(ExportMetricsServiceRequest.FromString(body))
                 self.send_response(200)
                 self.send_header("Content-Type", "application/x-protobuf")
