@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,8 @@ import pytest
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -152,6 +155,53 @@ def test_a_comment_has_the_trace_where_nothing_is_prepared(shop_url: str, backen
         f" /*traceparent='00-{identity.trace_id:032x}-{identity.span_id:016x}-{identity.trace_flags:02x}'*/"
     )
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GET /orders*/; DROP TABLE customers; /*",
+        "GET /'; SELECT pg_sleep(9) --",
+        "GET /\n/**/ %s %(name)s $1 :name ? \x00 \\",
+        "GET /ünïcödé" + "x" * 1_000,
+    ],
+)
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_nothing_breaks_out_of_a_comment(shop_url: str, backend: Backend, driver: str, name: str) -> None:
+    """Route and application may have anything in them that somebody outside has sent."""
+    url = url_for(shop_url, driver)
+
+    async def ask_in_a_loop() -> str:
+        engine = create_async_engine(url, pool_recycle=3600)
+        backend.install(engine, comments=True, application=name)
+        async with engine.connect() as connection:
+            statement = await connection.run_sync(sent)
+        await engine.dispose()
+        return statement
+
+    with sqla_watch.scope(name, kind="request"):
+        if driver == "asyncpg":
+            statement = asyncio.run(ask_in_a_loop())
+        else:
+            engine = create_engine(url, pool_recycle=3600)
+            backend.install(engine, comments=True, application=name)
+            with engine.connect() as connection:
+                statement = sent(connection)
+            engine.dispose()
+    text, opening, comment = statement.partition(" /*")
+    assert text == "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    assert opening
+    assert comment.endswith("'*/")
+    assert re.fullmatch(r"(?:\w+='[A-Za-z0-9_.~/{}: -]{1,200}',?)+", comment[:-2])
+
+
+def test_comments_are_the_same_in_a_trace_that_is_not_sampled(engine: Engine, backend: Backend) -> None:
+    """Else each statement would be prepared twice."""
+    backend.install(engine, comments=True, metrics=False, application="shop")
+    dropped = TracerProvider(sampler=ALWAYS_OFF).get_tracer("dropped")
+    with dropped.start_as_current_span("GET /"), engine.connect() as connection:
+        assert sent(connection).endswith("/*application='shop'*/")
+    assert not backend.spans
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

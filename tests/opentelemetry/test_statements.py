@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     create_engine,
     insert,
+    make_url,
     select,
     text,
 )
@@ -73,6 +74,49 @@ def test_values_in_a_text_become_question_marks(engine: Engine, backend: Backend
     # From text that somebody has written neither operation nor table is read.
     assert "db.operation.name" not in attributes_of(backend.spans[0])
     assert attributes_of(backend.spans[2])["db.operation.name"] == "SELECT"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 'it''s secret' FROM rates",
+        "SELECT E'it\\'s secret' FROM rates",
+        "SELECT $$secret$$, $tag$secret$tag$ FROM rates",
+        "SELECT U&'secret', N'secret', B'101' FROM rates",
+        "SELECT 'a'\n'secret' FROM rates",
+        "SELECT 'unfinished secret FROM rates",
+        "SELECT -424242, 4.24242e5, .424242, 424242. FROM rates",
+        "SELECT 1_424242, 0x424242, 0o424242, 0b1_0 FROM rates LIMIT 424242",
+        "SELECT country FROM rates WHERE country IN ('secret', 'secret') OR percent = ANY('{424242}')",
+        "ALTER USER nobody PASSWORD 'secret'",
+        "SET application_name TO 'secret'",
+        "SELECT 7 /* secret */ FROM rates -- secret",
+    ],
+)
+def test_no_value_in_a_text_is_shown(engine: Engine, backend: Backend, install: Install, statement: str) -> None:
+    install()
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql(statement)
+        except DBAPIError:
+            pass
+    (span,) = backend.spans
+    for value in ("secret", "424242", "101", "1_0"):
+        assert value not in str(attributes_of(span))
+    assert "?" in attributes_of(span)["db.query.text"]
+
+
+def test_the_engine_s_password_is_nowhere(shop_url: str, backend: Backend) -> None:
+    url = make_url(url_for(shop_url, "psycopg")).set(password="hunter2")
+    engine = create_engine(url, pool_recycle=3600)
+    backend.install(engine, transactions=True, waits=True)
+    with engine.connect() as connection:
+        connection.execute(select(Customer.id)).all()
+        connection.commit()
+    assert len(backend.spans) == 3
+    assert "hunter2" not in str([span.to_json() for span in backend.spans])
+    assert "hunter2" not in str(backend.reader.get_metrics_data())
+    engine.dispose()
 
 
 def test_parameters_and_rows_are_told_where_somebody_asks(engine: Engine, backend: Backend, install: Install) -> None:

@@ -70,7 +70,7 @@ def wrap_execute(engine: EngineTelemetry, *, many: bool = False) -> Any:
                 try:
                     running = begin(engine, statement, parameters, context, many)
                     if running is not None:
-                        if comments is not None and running.sampled:
+                        if comments is not None:
                             sent = comments.append(statement, context, get_current_span(), current.get())
                         running.began = clock()
                 except Exception:
@@ -142,7 +142,7 @@ def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any
         scope.span = parent
     sampled = not above.is_valid or above.trace_flags.sampled
     options = engine.options
-    if not sampled and not options.metrics:
+    if not sampled and not options.metrics and not options.comments:
         return None
     connection = checkout.telemetry
     if connection is None or connection.engine is not engine:
