@@ -130,7 +130,6 @@ def datadog() -> tuple[Engine, Around]:
 
 def logfire() -> tuple[Engine, Around]:
     import logfire
-
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     logfire.configure(

@@ -7,10 +7,12 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from sqla_watch.facts import RowCounter, Transaction
 from sqla_watch.integrations.opentelemetry import names
+from sqla_watch.integrations.opentelemetry.describing import Attributes
+from sqla_watch.integrations.opentelemetry.spans import Surroundings
 from sqla_watch.probes.door import logger
 
 if TYPE_CHECKING:
@@ -31,9 +33,7 @@ class Held:
         "attributes", "context", "count", "counted", "counter", "finished", "nanoseconds", "offset", "rows", "span",
     )  # fmt: skip
 
-    def __init__(
-        self, span: Span, context: Context, attributes: dict[str, Any], counted: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, span: Span, context: Context, attributes: Attributes, counted: dict[str, Any] | None) -> None:
         self.span = span
         self.context = context
         self.attributes = attributes
@@ -86,11 +86,11 @@ class Held:
 class OpenSpan:
     """The span of a transaction, and the span that it is below."""
 
-    __slots__ = ("context", "parent", "span")
+    __slots__ = ("inside", "parent", "span")
 
-    def __init__(self, span: Span, context: Context, parent: int) -> None:
+    def __init__(self, span: Span, inside: Surroundings, parent: int) -> None:
         self.span = span
-        self.context = context
+        self.inside = inside
         self.parent = parent
         """Number of the span that was current when it began."""
 
@@ -98,10 +98,12 @@ class OpenSpan:
 class ConnectionSpans:
     """What is told of one connection while it is out of the pool (`ConnectionTelemetry`)."""
 
-    __slots__ = ("__weakref__", "_fact", "engine", "held", "transaction")
+    __slots__ = ("__weakref__", "_fact", "around", "engine", "held", "transaction")
 
     def __init__(self, engine: EngineTelemetry) -> None:
         self.engine = engine
+        self.around: Surroundings | None = None
+        """Where its last statement was sent: mostly the next one is sent there, too."""
         self.held: dict[Any, Held] = {}
         """By what makes statements alike; those that were used last stand last."""
         self.transaction: OpenSpan | None = None
@@ -139,21 +141,22 @@ class ConnectionSpans:
         if held is not None:
             held.end(self.engine)
 
-    def context_for(self, context: Context, *, begins: bool) -> Context:
-        """Return the context that a statement's span is to be made in: below its transaction's span, if there is one.
+    def inside(self, around: Surroundings, *, begins: bool) -> Surroundings:
+        """Return where a statement's span is to be made: below its transaction's span, if there is one.
 
         What the application has opened inside of the transaction comes between them.
         """
-        parent = get_current_span(context).get_span_context().span_id
         transaction = self.transaction
         if transaction is None:
             if not begins:
-                return context
+                return around
+            context = around.context
             span = self.engine.tracer.start_span(
                 "sqla_watch.transaction", context, kind=SpanKind.INTERNAL, attributes=self.engine.target.attributes
             )
-            transaction = self.transaction = OpenSpan(span, set_span_in_context(span, context), parent)
-        return transaction.context if transaction.parent == parent else context
+            inside = Surroundings(set_span_in_context(span, context))
+            transaction = self.transaction = OpenSpan(span, inside, around.span_id)
+        return transaction.inside if transaction.parent == around.span_id else around
 
     def ended(self, transaction: Transaction) -> None:
         """A transaction has ended, and its COMMIT or ROLLBACK with it."""
