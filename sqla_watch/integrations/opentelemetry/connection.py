@@ -17,6 +17,7 @@ from sqla_watch.probes.door import logger
 
 if TYPE_CHECKING:
     from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry
+    from sqla_watch.integrations.opentelemetry.metrics import Measures
 
 MOST_HELD = 64
 """Spans that one connection holds open at once; of more, the one that was used longest ago ends."""
@@ -29,38 +30,41 @@ FAILED = Status(StatusCode.ERROR)
 class Held:
     """A statement's span that has not ended yet: more of the same may come, or more of its rows."""
 
-    __slots__ = (
-        "attributes", "context", "count", "counted", "counter", "finished", "nanoseconds", "offset", "rows", "span",
-    )  # fmt: skip
+    # Defaults of the class: of most there is one statement, and nothing to set.
+    count = 1
+    rows = 0
+    counter: RowCounter | None = None
+    """Counts the rows of its last statement, which are still to be fetched."""
 
-    def __init__(self, span: Span, context: Context, attributes: Attributes, counted: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        span: Span,
+        context: Context,
+        attributes: Attributes,
+        measures: Measures | None,
+        began: int,
+        finished: int,
+    ) -> None:
         self.span = span
         self.context = context
         self.attributes = attributes
         """What the span began with. By the number of this object others are known to be alike, so it has to last."""
-        self.counted = counted
-        """The attributes of the metrics, for rows that are counted later; None without metrics."""
-        self.count = 0
-        self.nanoseconds = 0
-        self.finished = 0
+        self.measures = measures
+        """The metrics, for rows that are counted later; None without any."""
+        self.nanoseconds = finished - began
+        self.finished = finished
         """When the last of its statements ended (`time.perf_counter_ns`)."""
-        self.offset = 0
+        self.offset = time_ns() - finished
         """What is to be added to that for the time of day in nanoseconds."""
-        self.rows = 0
-        self.counter: RowCounter | None = None
-        """Counts the rows of its last statement, which are still to be fetched."""
 
-    def add(self, began: int, finished: int, rows: int | None, counter: RowCounter | None) -> None:
+    def add(self, began: int, finished: int) -> None:
         """Add a statement."""
         self.count += 1
         self.nanoseconds += finished - began
         self.finished = finished
         self.offset = time_ns() - finished
-        if rows is not None:
-            self.rows += rows
-        self.counter = counter
 
-    def settle(self, engine: EngineTelemetry) -> None:
+    def settle(self) -> None:
         """Add the rows that were fetched since."""
         counter, self.counter = self.counter, None
         if counter is None:
@@ -68,12 +72,13 @@ class Held:
         self.rows += counter.rows
         self.nanoseconds += counter.nanoseconds
         self.finished = max(self.finished, counter.fetched_at)
-        if self.counted is not None:
-            engine.metrics.rows.record(counter.rows, self.counted)
+        if self.measures is not None:
+            self.measures.rows.record(counter.rows)
 
     def end(self, engine: EngineTelemetry) -> None:
         """End the span, with its last statement, or the last fetch of its rows."""
-        self.settle(engine)
+        if self.counter is not None:
+            self.settle()
         span = self.span
         if self.count > 1:
             span.set_attribute(names.STATEMENTS, self.count)
@@ -110,26 +115,25 @@ class ConnectionSpans:
         self._fact: Transaction | None = None
 
     def find(self, key: Any, now: int) -> Held | None:
-        """Return the span that a statement goes on with; spans that wait for too long already are ended."""
-        held = self.held
-        found = held.pop(key, None)
-        if found is not None:
-            if now - found.finished < LONGEST_GAP:
-                held[key] = found
-                return found
-            found.end(self.engine)
-        while held:
-            oldest = next(iter(held))
-            if now - held[oldest].finished < LONGEST_GAP:
-                break
-            self._end(oldest)
+        """Return the span that a statement goes on with; one that has waited for too long already is ended."""
+        found = self.held.pop(key, None)
+        if found is None:
+            return None
+        if now - found.finished < LONGEST_GAP:
+            self.held[key] = found
+            return found
+        found.end(self.engine)
         return None
 
     def hold(self, key: Any, held: Held) -> None:
-        """Hold a span open; of too many, the one that was used longest ago ends."""
-        if len(self.held) >= MOST_HELD:
-            self._end(next(iter(self.held)))
-        self.held[key] = held
+        """Hold a span open. Others that have waited for too long end, and of too many the one used longest ago."""
+        others = self.held
+        while others:
+            oldest = next(iter(others))
+            if len(others) < MOST_HELD and held.finished - others[oldest].finished < LONGEST_GAP:
+                break
+            self._end(oldest)
+        others[key] = held
 
     def end_held(self) -> None:
         """End the spans of all statements so far."""

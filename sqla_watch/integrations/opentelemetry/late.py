@@ -29,15 +29,20 @@ _SEE_ENDS_ONLY = {BatchSpanProcessor, SimpleSpanProcessor}
 
 def may_be_late(tracer: Any) -> bool:
     """Whether a tracer is the SDK's, records whatever is below a sampled span, and tells nobody else of it before."""
-    return (
-        type(tracer) is SDKTracer
-        and type(tracer.span_processor) is SynchronousMultiSpanProcessor
-        and _SEE_ENDS_ONLY.issuperset(map(type, tracer.span_processor._span_processors))
-        and _follows_parents(tracer.sampler)
-        and _is_on(getattr(tracer, "_is_enabled", True))
-        # Since 1.40 the SDK may count its own spans.
-        and type(getattr(tracer, "_tracer_metrics", None)).__name__ in ("NoneType", "NoOpTracerMetrics")
-    )
+    try:
+        enabled = getattr(tracer, "_is_enabled", True)
+        return (
+            type(tracer) is SDKTracer
+            and type(tracer.span_processor) is SynchronousMultiSpanProcessor
+            and _SEE_ENDS_ONLY.issuperset(map(type, tracer.span_processor._span_processors))
+            and _follows_parents(tracer.sampler)
+            and bool(enabled() if callable(enabled) else enabled)
+            # Newer ones may count their own spans.
+            and type(getattr(tracer, "_tracer_metrics", None)).__name__ in ("NoneType", "NoOpTracerMetrics")
+            and (tracer._span_limits, tracer._instrumentation_scope) != (None, None)
+        )
+    except AttributeError:  # an SDK that is built differently
+        return False
 
 
 def _follows_parents(sampler: Any) -> bool:
@@ -45,10 +50,6 @@ def _follows_parents(sampler: Any) -> bool:
         type(sampler).should_sample is ParentBased.should_sample
         and sampler._local_parent_sampled is sampler._remote_parent_sampled is ALWAYS_ON
     )
-
-
-def _is_on(enabled: Any) -> bool:
-    return bool(enabled() if callable(enabled) else enabled)
 
 
 class LateSpan(Span):

@@ -167,7 +167,7 @@ def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any
         running.attributes = attributes = what.at(_sender(context))
         if options.fold:
             running.key = key = (id(attributes), around.span_id)
-            if connection.held and (held := connection.find(key, clock())) is not None:
+            if key in connection.held and (held := connection.find(key, clock())) is not None:
                 running.held = held
                 running.token = attach(held.context)
                 return running
@@ -229,16 +229,16 @@ def finish(
                     rows, counter = counter.rows, None  # the driver has all of them
                 elif not (options.rows or options.metrics):
                     counter = None  # SQLite's, to be fetched at once: nobody asks for their number
-    counted = None
+    measures = None
     if options.metrics:
-        counted = None if error else what.counted
-        if counted is None:
-            counted = engine.counted.of(engine.target.attributes, what.attributes, error, is_state=is_state)
+        measures = None if error else what.measures
+        if measures is None:
+            measures = engine.measures.of(engine.target.attributes, what.attributes, error, is_state=is_state)
             if not error:
-                what.counted = counted
-        engine.metrics.duration.record((finished - running.began) / 1e9, counted)
+                what.measures = measures
+        measures.duration.record((finished - running.began) / 1e9)
         if rows is not None:
-            engine.metrics.rows.record(rows, counted)
+            measures.rows.record(rows)
     scope = running.checkout.scope
     if scope is not None and scope.span is None:
         scope.span = running.sent_in.span
@@ -253,8 +253,12 @@ def finish(
             running.held = running.connection.find(running.key, running.began)
     held, span = running.held, running.span
     if held is not None and not error:
-        held.settle(engine)
-        held.add(running.began, finished, rows, counter)
+        if held.counter is not None:
+            held.settle()
+        held.add(running.began, finished)
+        if rows is not None:
+            held.rows += rows
+        held.counter = counter
         return
     if span is None:
         # Seen only now to be slow; or failed among others, which go on without it.
@@ -275,8 +279,11 @@ def finish(
         span.set_status(FAILED)
         span.end()
     elif options.fold or counter is not None:
-        held = Held(span, running.inside, running.attributes, counted)
-        held.add(running.began, finished, rows, counter)
+        held = Held(span, running.inside, running.attributes, measures, running.began, finished)
+        if rows:
+            held.rows = rows
+        if counter is not None:
+            held.counter = counter
         running.connection.hold(running.key or held, held)
     else:
         if options.rows and rows is not None:
