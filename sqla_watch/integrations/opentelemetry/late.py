@@ -39,7 +39,8 @@ def may_be_late(tracer: Any) -> bool:
             and bool(enabled() if callable(enabled) else enabled)
             # Newer ones may count their own spans.
             and type(getattr(tracer, "_tracer_metrics", None)).__name__ in ("NoneType", "NoOpTracerMetrics")
-            and (tracer._span_limits, tracer._instrumentation_scope) != (None, None)
+            and hasattr(tracer, "_span_limits")
+            and hasattr(tracer, "_instrumentation_scope")
         )
     except AttributeError:  # an SDK that is built differently
         return False
