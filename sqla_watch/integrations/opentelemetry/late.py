@@ -56,7 +56,9 @@ def _follows_parents(sampler: Any) -> bool:
 class LateSpan(Span):
     """The span of a statement below a sampled span, from its beginning to its end."""
 
-    __slots__ = ("_around", "_attributes", "_context", "_is_open", "_name", "_sdk_span", "_started", "_tracer")
+    _is_open = True
+    _sdk_span: Any = None
+    """The SDK's span, if there had to be one."""
 
     def __init__(self, tracer: SDKTracer, name: str, around: Surroundings, attributes: Attributes) -> None:
         self._tracer = tracer
@@ -66,8 +68,6 @@ class LateSpan(Span):
         self._context = SpanContext(
             around.trace_id, tracer.id_generator.generate_span_id(), False, around.flags, around.trace_state
         )
-        self._is_open = True
-        self._sdk_span: Any = None
         self._started = time_ns()
 
     def get_span_context(self) -> SpanContext:

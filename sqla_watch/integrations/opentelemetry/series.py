@@ -28,13 +28,13 @@ class _Measurement:
 class Series:
     """The measurements of one histogram that have the same attributes."""
 
-    __slots__ = ("_attributes", "_consumer", "_filter", "_histogram", "_points", "_readers")
+    __slots__ = ("_attributes", "_consumer", "_histogram", "_is_example", "_points", "_readers")
 
     def __init__(self, histogram: Histogram, attributes: dict[str, Any]) -> None:
         self._histogram: Any = histogram
         self._attributes = attributes
         self._consumer: Any = None
-        self._filter: Any = None
+        self._is_example: Any = None
         self._readers: object = None
         """The SDK's readers when it was looked for points; there is another mapping once one is added."""
         self._points: list[Any] = []
@@ -51,7 +51,7 @@ class Series:
         made.time_unix_nano = now = time_ns()
         made.attributes = attributes = self._attributes
         made.context = context = get_current()
-        is_example = self._filter.should_sample(amount, now, attributes, context)
+        is_example = self._is_example(amount, now, attributes, context)
         for point in self._points:
             point.aggregate(made, is_example)
 
@@ -64,7 +64,7 @@ class Series:
             return
         self._consumer, self._readers, self._points = consumer, readers, []
         try:
-            self._filter = consumer._sdk_config.exemplar_filter
+            self._is_example = consumer._sdk_config.exemplar_filter.should_sample
             self._points = [
                 _point_of(view, self._attributes)
                 for reader in readers.values()
