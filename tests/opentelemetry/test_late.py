@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import (
+    INVALID_SPAN,
     NonRecordingSpan,
     Span,
     SpanContext,
@@ -24,7 +26,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 import sqla_watch
 from sqla_watch.demo.models import Customer
@@ -249,6 +251,46 @@ def test_the_global_provider_that_is_set_later_has_them(monkeypatch: pytest.Monk
     trace.set_tracer_provider(provider)
     assert isinstance(spans.start("after", Surroundings(above), attributes), LateSpan)
     backend.traces.shutdown()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_each_statement_is_in_one_span_that_has_ended(engine: Engine, fold: bool) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = sqla_watch.Settings(
+        profile="production", telemetry=sqla_watch.Telemetry(fold=fold, findings=False, rows=True)
+    )
+    sqla_watch.install(engine, settings=settings, tracer_provider=provider)
+    sqla_watch.install(None, settings=settings, tracer_provider=provider)
+    query = text("SELECT 1 / (:number % 7) FROM rates LIMIT 1")
+
+    def work() -> None:
+        for request in range(10):
+            with provider.get_tracer("test").start_as_current_span("request"), engine.connect() as connection:
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                for number in range(request, request + 20):
+                    try:
+                        connection.execute(query, {"number": number})
+                    except DBAPIError:
+                        pass
+            assert get_current_span() is INVALID_SPAN
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spans = [span for span in exporter.get_finished_spans() if span.name != "request"]
+    requests = {span.context.span_id for span in exporter.get_finished_spans() if span.name == "request"}
+    counts = [(span.attributes or {}).get("sqla_watch.statements", 1) for span in spans]
+    assert sum(counts) == 4 * 10 * 20
+    assert len({span.context.span_id for span in spans}) == len(spans)
+    assert {span.parent.span_id for span in spans if span.parent} == requests
+    failed = [span for span in spans if span.status.status_code is StatusCode.ERROR]
+    assert len(failed) == 4 * sum(number % 7 == 0 for start in range(10) for number in range(start, start + 20))
+    assert all((span.attributes or {})["db.response.status_code"] == "22012" for span in failed)
+    assert len(spans) == (len(failed) + 40 if fold else 800)
 
 
 def test_on_postgresql(engine: Engine) -> None:
