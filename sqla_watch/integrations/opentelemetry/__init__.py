@@ -24,7 +24,6 @@ How it works:
 - **Waits** for the pool are told when they are over; so are **findings**, when their scope is closed (`findings.py`),
   below the span in which the scope was opened, or in which its first statement was sent.
 - **Metrics** (`metrics.py`) are recorded while the statement's span is current, so that they have it as an exemplar.
-  The points that they belong to are looked up once for each statement, and not for each measurement (`series.py`).
   Those of pools are read there whenever the SDK asks.
 - **Enriching** (`enriching.py`) gives the attributes to the spans of another instrumentation, and makes none.
 

@@ -17,7 +17,6 @@ from sqla_watch.probes.door import logger
 
 if TYPE_CHECKING:
     from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry
-    from sqla_watch.integrations.opentelemetry.metrics import Measures
 
 MOST_HELD = 64
 """Spans that one connection holds open at once; of more, the one that was used longest ago ends."""
@@ -41,7 +40,7 @@ class Held:
         span: Span,
         context: Context,
         attributes: Attributes,
-        measures: Measures | None,
+        counted: dict[str, Any] | None,
         began: int,
         finished: int,
     ) -> None:
@@ -49,8 +48,8 @@ class Held:
         self.context = context
         self.attributes = attributes
         """What the span began with. By the number of this object others are known to be alike, so it has to last."""
-        self.measures = measures
-        """The metrics, for rows that are counted later; None without any."""
+        self.counted = counted
+        """The attributes of the metrics, for rows that are counted later; None without metrics."""
         self.nanoseconds = finished - began
         self.finished = finished
         """When the last of its statements ended (`time.perf_counter_ns`)."""
@@ -64,7 +63,7 @@ class Held:
         self.finished = finished
         self.offset = time_ns() - finished
 
-    def settle(self) -> None:
+    def settle(self, engine: EngineTelemetry) -> None:
         """Add the rows that were fetched since."""
         counter, self.counter = self.counter, None
         if counter is None:
@@ -72,13 +71,13 @@ class Held:
         self.rows += counter.rows
         self.nanoseconds += counter.nanoseconds
         self.finished = max(self.finished, counter.fetched_at)
-        if self.measures is not None:
-            self.measures.rows.record(counter.rows)
+        if self.counted is not None:
+            engine.metrics.rows.record(counter.rows, self.counted)
 
     def end(self, engine: EngineTelemetry) -> None:
         """End the span, with its last statement, or the last fetch of its rows."""
         if self.counter is not None:
-            self.settle()
+            self.settle(engine)
         span = self.span
         if self.count > 1:
             span.set_attribute(names.STATEMENTS, self.count)

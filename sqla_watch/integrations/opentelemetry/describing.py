@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
 from sqlalchemy.engine import Engine
@@ -13,9 +13,6 @@ from sqla_watch.findings import Location
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.probes.dialect import SAVEPOINTS, fingerprints
-
-if TYPE_CHECKING:
-    from sqla_watch.integrations.opentelemetry.metrics import Measures
 
 MOST_STATEMENTS = 1_000
 """Statements whose attributes are kept; then it begins anew."""
@@ -95,7 +92,7 @@ class Attributes:
 class Described:
     """What is said of every execution of one statement."""
 
-    __slots__ = ("_places", "attributes", "is_savepoint", "measures", "name", "returns_rows", "text")
+    __slots__ = ("_places", "attributes", "counted", "is_savepoint", "name", "returns_rows", "text")
 
     def __init__(
         self, target: Mapping[str, Any], fingerprint: Fingerprint, text: str, *, known: bool, batch: bool
@@ -110,8 +107,8 @@ class Described:
             self.attributes[names.OPERATION] = f"{prefix}{fingerprint.operation}"
             if len(fingerprint.tables) == 1:
                 self.attributes[names.COLLECTION] = fingerprint.tables[0]
-        self.measures: Measures | None = None
-        """Its metrics, as long as it does not fail; once they are known."""
+        self.counted: dict[str, Any] | None = None
+        """The attributes of its metrics, as long as it does not fail; once they are known."""
         self._places: dict[tuple[int, int] | None, Attributes] = {}
 
     def at(self, frame: FrameType | None) -> Attributes:

@@ -24,7 +24,7 @@ from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionS
 from sqla_watch.integrations.opentelemetry.describing import Described, Statements, Target, describe_line
 from sqla_watch.integrations.opentelemetry.enriching import enrich, watch_spans
 from sqla_watch.integrations.opentelemetry.findings import tell, tell_request
-from sqla_watch.integrations.opentelemetry.metrics import Metrics, StatementMeasures
+from sqla_watch.integrations.opentelemetry.metrics import Metrics, StatementAttributes
 from sqla_watch.integrations.opentelemetry.spans import StatementSpans
 from sqla_watch.integrations.opentelemetry.statements import (
     wrap_execute,
@@ -110,7 +110,7 @@ class EngineTelemetry:
         self.metrics = signals.metrics
         self.target = Target(engine)
         self.describe: Callable[[Any, Any, bool], Described] = Statements(self.target).of
-        self.measures = StatementMeasures(self.metrics)
+        self.counted = StatementAttributes()
         self.comments = Comments(self.options.application)
         self.door = Door("telemetry", engine.dialect)
         self._engine = ref(engine)

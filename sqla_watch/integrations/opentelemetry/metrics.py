@@ -14,7 +14,6 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from sqla_watch.findings import Finding
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.describing import OTHER
-from sqla_watch.integrations.opentelemetry.series import Series
 from sqla_watch.probes.checkout import out
 from sqla_watch.probes.pool import waits_of
 
@@ -134,26 +133,15 @@ def _limit(pool: Any) -> int | None:
     return None if size is None or overflow < 0 else size + overflow
 
 
-class Measures:
-    """The two metrics of a statement, with its attributes."""
+class StatementAttributes:
+    """The attributes of the metrics of an engine's statements, of which there is a bounded number."""
 
-    __slots__ = ("duration", "rows")
-
-    def __init__(self, metrics: Metrics, attributes: dict[str, Any]) -> None:
-        self.duration = Series(metrics.duration, attributes)
-        self.rows = Series(metrics.rows, attributes)
-
-
-class StatementMeasures:
-    """The metrics of an engine's statements, whose attributes are of a bounded number."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._known: dict[tuple[str, str], Measures] = {}
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self._errors: set[str] = set()
 
-    def of(self, target: dict[str, Any], attributes: dict[str, Any], error: str, *, is_state: bool) -> Measures:
-        """Return the metrics of one execution; `error` is empty, or an SQLSTATE or an exception's class."""
+    def of(self, target: dict[str, Any], attributes: dict[str, Any], error: str, *, is_state: bool) -> dict[str, Any]:
+        """Return the attributes of one execution; `error` is empty, or an SQLSTATE or an exception's class."""
         if error and error not in self._errors:
             if len(self._errors) < MOST_ERRORS:
                 self._errors.add(error)
@@ -169,12 +157,12 @@ class StatementMeasures:
                 found = self._known.get(key)
                 if found is not None:
                     return found
-                said = dict(target)
+                found = dict(target)
             else:
-                said = dict(attributes)
+                found = dict(attributes)
             if error:
-                said[names.ERROR_TYPE] = error
+                found[names.ERROR_TYPE] = error
                 if is_state:
-                    said[names.STATUS_CODE] = error
-            found = self._known[key] = Measures(self._metrics, said)
+                    found[names.STATUS_CODE] = error
+            self._known[key] = found
         return found

@@ -229,16 +229,16 @@ def finish(
                     rows, counter = counter.rows, None  # the driver has all of them
                 elif not (options.rows or options.metrics):
                     counter = None  # SQLite's, to be fetched at once: nobody asks for their number
-    measures = None
+    counted = None
     if options.metrics:
-        measures = None if error else what.measures
-        if measures is None:
-            measures = engine.measures.of(engine.target.attributes, what.attributes, error, is_state=is_state)
+        counted = None if error else what.counted
+        if counted is None:
+            counted = engine.counted.of(engine.target.attributes, what.attributes, error, is_state=is_state)
             if not error:
-                what.measures = measures
-        measures.duration.record((finished - running.began) / 1e9)
+                what.counted = counted
+        engine.metrics.duration.record((finished - running.began) / 1e9, counted)
         if rows is not None:
-            measures.rows.record(rows)
+            engine.metrics.rows.record(rows, counted)
     scope = running.checkout.scope
     if scope is not None and scope.span is None:
         scope.span = running.sent_in.span
@@ -254,7 +254,7 @@ def finish(
     held, span = running.held, running.span
     if held is not None and not error:
         if held.counter is not None:
-            held.settle()
+            held.settle(engine)
         held.add(running.began, finished)
         if rows is not None:
             held.rows += rows
@@ -279,7 +279,7 @@ def finish(
         span.set_status(FAILED)
         span.end()
     elif options.fold or counter is not None:
-        held = Held(span, running.inside, running.attributes, measures, running.began, finished)
+        held = Held(span, running.inside, running.attributes, counted, running.began, finished)
         if rows:
             held.rows = rows
         if counter is not None:
