@@ -7,6 +7,9 @@ How it works:
 - **Statement spans** are made by a second wrapper around the dialect's methods, outside of the probe's own
   (`statements.py`). Without telemetry there is no such wrapper, so it costs nothing where it is off. The span is made
   before the driver is called and is current while it works: spans of the driver's own instrumentation nest below.
+- **Late spans** (`late.py`). Below a sampled span the SDK's own samplers and processors have nothing to say to a
+  statement's beginning. There the SDK hears of the span only when it has ended, which costs half as much; whatever is
+  set up differently, and a span of which somebody has more to say, is the SDK's from its beginning (`spans.py`).
 - **Folding.** A statement's span is not ended with the statement, but held by its connection (`connection.py`). The
   same statement from the same line below the same span goes on with it: it becomes current once more, and its number
   is counted. Held spans end with the transaction, with the connection's return, after a second without more of the

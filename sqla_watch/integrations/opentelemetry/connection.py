@@ -7,10 +7,12 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from sqla_watch.facts import RowCounter, Transaction
 from sqla_watch.integrations.opentelemetry import names
+from sqla_watch.integrations.opentelemetry.describing import Attributes
+from sqla_watch.integrations.opentelemetry.spans import Surroundings
 from sqla_watch.probes.door import logger
 
 if TYPE_CHECKING:
@@ -27,13 +29,23 @@ FAILED = Status(StatusCode.ERROR)
 class Held:
     """A statement's span that has not ended yet: more of the same may come, or more of its rows."""
 
-    __slots__ = (
-        "attributes", "context", "count", "counted", "counter", "finished", "nanoseconds", "offset", "rows", "span",
-        "streamed",
-    )  # fmt: skip
+    # Defaults of the class: of most there is one statement, and nothing to set.
+    count = 1
+    rows: int | None = None
+    """None as long as none of its statements has told."""
+    counter: RowCounter | None = None
+    """Counts the rows of its last statement, which are still to be fetched."""
+    streamed = 0
+    """Nanoseconds of that statement without the fetches to come, where those belong to its duration."""
 
     def __init__(
-        self, span: Span, context: Context, attributes: dict[str, Any], counted: dict[str, Any] | None
+        self,
+        span: Span,
+        context: Context,
+        attributes: Attributes,
+        counted: dict[str, Any] | None,
+        began: int,
+        finished: int,
     ) -> None:
         self.span = span
         self.context = context
@@ -41,30 +53,23 @@ class Held:
         """What the span began with. By the number of this object others are known to be alike, so it has to last."""
         self.counted = counted
         """The attributes of the metrics, for rows that are counted later; None without metrics."""
-        self.count = 0
-        self.nanoseconds = 0
-        self.finished = 0
+        self.nanoseconds = finished - began
+        self.finished = finished
         """When the last of its statements ended (`time.perf_counter_ns`)."""
-        self.offset = 0
+        self.offset = time_ns() - finished
         """What is to be added to that for the time of day in nanoseconds."""
-        self.rows: int | None = None
-        """None as long as none of its statements has told."""
-        self.counter: RowCounter | None = None
-        """Counts the rows of its last statement, which are still to be fetched."""
-        self.streamed = 0
-        """Nanoseconds of that statement without the fetches to come, where those belong to its duration."""
 
-    def add(self, began: int, finished: int, rows: int | None, counter: RowCounter | None) -> None:
+    def add(self, began: int, finished: int) -> None:
         """Add a statement."""
         self.count += 1
         self.nanoseconds += finished - began
         self.finished = finished
         self.offset = time_ns() - finished
-        if rows is not None:
-            self.rows = rows + (self.rows or 0)
+
+    def fetch(self, counter: RowCounter, nanoseconds: int) -> None:
+        """Have the rows of its last statement counted, which took so long and has them still to be fetched."""
         self.counter = counter
-        if counter is not None:
-            self.streamed = finished - began if counter.streamed else 0
+        self.streamed = nanoseconds if counter.streamed else 0
 
     def settle(self, engine: EngineTelemetry) -> None:
         """Add the rows that were fetched since."""
@@ -81,7 +86,8 @@ class Held:
 
     def end(self, engine: EngineTelemetry) -> None:
         """End the span, with its last statement, or the last fetch of its rows."""
-        self.settle(engine)
+        if self.counter is not None:
+            self.settle(engine)
         span = self.span
         if self.count > 1:
             span.set_attribute(names.STATEMENTS, self.count)
@@ -94,11 +100,11 @@ class Held:
 class OpenSpan:
     """The span of a transaction, and the span that it is below."""
 
-    __slots__ = ("context", "parent", "span")
+    __slots__ = ("inside", "parent", "span")
 
-    def __init__(self, span: Span, context: Context, parent: int) -> None:
+    def __init__(self, span: Span, inside: Surroundings, parent: int) -> None:
         self.span = span
-        self.context = context
+        self.inside = inside
         self.parent = parent
         """Number of the span that was current when it began."""
 
@@ -106,10 +112,12 @@ class OpenSpan:
 class ConnectionSpans:
     """What is told of one connection while it is out of the pool (`ConnectionTelemetry`)."""
 
-    __slots__ = ("__weakref__", "_fact", "ending", "engine", "held", "transaction")
+    __slots__ = ("__weakref__", "_fact", "around", "ending", "engine", "held", "transaction")
 
     def __init__(self, engine: EngineTelemetry) -> None:
         self.engine = engine
+        self.around: Surroundings | None = None
+        """Where its last statement was sent: mostly the next one is sent there, too."""
         self.held: dict[Any, Held] = {}
         """By what makes statements alike; those that were used last stand last."""
         self.transaction: OpenSpan | None = None
@@ -118,26 +126,25 @@ class ConnectionSpans:
         self._fact: Transaction | None = None
 
     def find(self, key: Any, now: int) -> Held | None:
-        """Return the span that a statement goes on with; spans that wait for too long already are ended."""
-        held = self.held
-        found = held.pop(key, None)
-        if found is not None:
-            if now - found.finished < LONGEST_GAP:
-                held[key] = found
-                return found
-            found.end(self.engine)
-        while held:
-            oldest = next(iter(held))
-            if now - held[oldest].finished < LONGEST_GAP:
-                break
-            self._end(oldest)
+        """Return the span that a statement goes on with; one that has waited for too long already is ended."""
+        found = self.held.pop(key, None)
+        if found is None:
+            return None
+        if now - found.finished < LONGEST_GAP:
+            self.held[key] = found
+            return found
+        found.end(self.engine)
         return None
 
     def hold(self, key: Any, held: Held) -> None:
-        """Hold a span open; of too many, the one that was used longest ago ends."""
-        if len(self.held) >= MOST_HELD:
-            self._end(next(iter(self.held)))
-        self.held[key] = held
+        """Hold a span open. Others that have waited for too long end, and of too many the one used longest ago."""
+        others = self.held
+        while others:
+            oldest = next(iter(others))
+            if len(others) < MOST_HELD and held.finished - others[oldest].finished < LONGEST_GAP:
+                break
+            self._end(oldest)
+        others[key] = held
 
     def end_held(self) -> None:
         """End the spans of all statements so far."""
@@ -149,21 +156,22 @@ class ConnectionSpans:
         if held is not None:
             held.end(self.engine)
 
-    def context_for(self, context: Context, *, begins: bool) -> Context:
-        """Return the context that a statement's span is to be made in: below its transaction's span, if there is one.
+    def inside(self, around: Surroundings, *, begins: bool) -> Surroundings:
+        """Return where a statement's span is to be made: below its transaction's span, if there is one.
 
         What the application has opened inside of the transaction comes between them.
         """
-        parent = get_current_span(context).get_span_context().span_id
         transaction = self.transaction
         if transaction is None:
             if not begins:
-                return context
+                return around
+            context = around.context
             span = self.engine.tracer.start_span(
                 "sqla_watch.transaction", context, kind=SpanKind.INTERNAL, attributes=self.engine.target.attributes
             )
-            transaction = self.transaction = OpenSpan(span, set_span_in_context(span, context), parent)
-        return transaction.context if transaction.parent == parent else context
+            inside = Surroundings(set_span_in_context(span, context))
+            transaction = self.transaction = OpenSpan(span, inside, around.span_id)
+        return transaction.inside if transaction.parent == around.span_id else around
 
     def ended(self, transaction: Transaction) -> None:
         """A transaction has ended, and its COMMIT or ROLLBACK with it."""

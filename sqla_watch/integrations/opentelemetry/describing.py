@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any
 
+from opentelemetry.attributes import BoundedAttributes
 from sqlalchemy.engine import Engine
 
 from sqla_watch.findings import Location
@@ -66,6 +67,28 @@ class Target:
         return True
 
 
+class Attributes:
+    """What is said of a statement's executions from one place. They are checked once, and shared by their spans."""
+
+    __slots__ = ("_checked", "_limits", "code", "known")
+
+    def __init__(self, known: dict[str, Any], code: CodeType | None) -> None:
+        self.known = known
+        self.code = code
+        """What has the place. It is known by its number, so it has to last as long."""
+        self._checked: Mapping[str, Any] = {}
+        self._limits: object = None
+
+    def checked(self, limits: Any) -> Mapping[str, Any]:
+        """Return them as the SDK's spans have them in the end, within its limits."""
+        if self._limits is not limits:
+            self._checked = BoundedAttributes(
+                limits.max_span_attributes, self.known, immutable=True, max_value_len=limits.max_span_attribute_length
+            )
+            self._limits = limits
+        return self._checked
+
+
 class Described:
     """What is said of every execution of one statement."""
 
@@ -86,16 +109,19 @@ class Described:
                 self.attributes[names.COLLECTION] = fingerprint.tables[0]
         self.counted: dict[str, Any] | None = None
         """The attributes of its metrics, as long as it does not fail; once they are known."""
-        self._places: dict[tuple[CodeType, int], dict[str, Any]] = {}
+        self._places: dict[tuple[int, int] | None, Attributes] = {}
 
-    def at(self, frame: FrameType | None) -> dict[str, Any]:
+    def at(self, frame: FrameType | None) -> Attributes:
         """Return the attributes of its span where it was sent from; the same object for the same line."""
-        place: Any = None if frame is None else (frame.f_code, frame.f_lasti)
+        code = None if frame is None else frame.f_code
+        # By the number of the code, whose own hash is made of all its constants each time.
+        place = None if frame is None else (id(code), frame.f_lasti)
         found = self._places.get(place)
         if found is None:
             if len(self._places) >= MOST_PLACES:
                 self._places.clear()
-            found = self._places[place] = {**self.attributes, names.TEXT: self.text, **describe_line(frame)}
+            known = {**self.attributes, names.TEXT: self.text, **describe_line(frame)}
+            found = self._places[place] = Attributes(known, code)
         return found
 
 

@@ -25,6 +25,7 @@ from sqla_watch.integrations.opentelemetry.describing import Described, Statemen
 from sqla_watch.integrations.opentelemetry.enriching import enrich, watch_spans
 from sqla_watch.integrations.opentelemetry.findings import tell, tell_request
 from sqla_watch.integrations.opentelemetry.metrics import Metrics, StatementAttributes
+from sqla_watch.integrations.opentelemetry.spans import StatementSpans
 from sqla_watch.integrations.opentelemetry.statements import (
     wrap_execute,
     wrap_execute_without_parameters,
@@ -48,6 +49,7 @@ class Signals:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.tracer = trace.get_tracer("sqla_watch", __version__, tracer_provider, SCHEMA)
+        self.spans = StatementSpans(self.tracer)
         self.metrics = Metrics(metrics.get_meter("sqla_watch", __version__, meter_provider, SCHEMA))
 
     def opening(self, scope: Scope) -> None:
@@ -108,6 +110,7 @@ class EngineTelemetry:
         self.options = telemetry
         self.signals = signals
         self.tracer = signals.tracer
+        self.spans = signals.spans
         self.metrics = signals.metrics
         self.target = Target(engine)
         self.describe: Callable[[Any, Any, bool], Described] = Statements(self.target).of
@@ -253,7 +256,7 @@ class EngineTelemetry:
                     if spans.transaction is not None and not spans.ending:
                         span = self.tracer.start_span(
                             name,
-                            spans.transaction.context,
+                            spans.transaction.inside.context,
                             SpanKind.CLIENT,
                             {**self.target.attributes, names.OPERATION: name, names.SUMMARY: name},
                         )

@@ -162,10 +162,6 @@ class StatementAttributes:
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self._errors: set[str] = set()
 
-    def clear(self) -> None:
-        """Begin anew, because the engine's own attributes have changed."""
-        self._known.clear()
-
     def of(self, target: dict[str, Any], attributes: dict[str, Any], error: str, *, is_state: bool) -> dict[str, Any]:
         """Return the attributes of one execution; `error` is empty, or an SQLSTATE or an exception's class."""
         if error and error not in self._errors:

@@ -18,8 +18,9 @@ from sqla_watch.facts import RowCounter
 from sqla_watch.findings import FindingRaised
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.connection import FAILED, ConnectionSpans, Held, time_of_day
-from sqla_watch.integrations.opentelemetry.describing import Described, describe_parameters
+from sqla_watch.integrations.opentelemetry.describing import Attributes, Described, describe_parameters
 from sqla_watch.integrations.opentelemetry.enriching import has_official_span
+from sqla_watch.integrations.opentelemetry.spans import Surroundings
 from sqla_watch.probes.checkout import Checkout, checkout_of
 from sqla_watch.probes.dialect import name_of
 from sqla_watch.probes.door import Door
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry
 
 _CLIENT = SpanKind.CLIENT
+_NOTHING = Attributes({}, None)
 
 
 class Running:
@@ -39,15 +41,17 @@ class Running:
     checkout: Checkout
     connection: ConnectionSpans
     what: Described
-    parent: Span
-    around: Context
-    """The context that its span is made in, or has been made in."""
+    sent_in: Surroundings
+    around: Surroundings
+    """Where its span is made: the same, or below the transaction's span."""
+    inside: Context
+    """The context in which its span is current."""
     began: int = 0
     sampled: bool = False
     """Whether there may be a span of it."""
     batch: int = 0
-    attributes: dict[str, Any]
-    """What its span begins with."""
+    attributes: Attributes
+    """What its span begins with, beside its parameters."""
     key: Any = None
     """What makes statements alike."""
     held: Held | None = None
@@ -134,45 +138,48 @@ def begin(engine: EngineTelemetry, statement: Any, parameters: Any, context: Any
         checkout = checkout_of(getattr(unknown, "_connection_record", None))
         if checkout is None:  # SQLAlchemy's own look-ups while it connects
             return None
-    around = get_current()
-    parent = get_current_span(around)
-    above = parent.get_span_context()
-    scope = current.get()
-    if scope is not None and scope.span is None and not scope.closed:
-        scope.span = parent
-    sampled = not above.is_valid or above.trace_flags.sampled
-    options = engine.options
-    if not sampled and not options.metrics and not options.comments:
-        return None
     connection = checkout.telemetry
     if connection is None or connection.engine is not engine:
         connection = engine.adopt(checkout)
+    now_in = get_current()
+    around = connection.around
+    if around is None or around.context is not now_in:
+        around = connection.around = Surroundings(now_in)
+    scope = current.get()
+    if scope is not None and scope.span is None and not scope.closed:
+        scope.span = around.span
+    options = engine.options
+    if not around.is_sampled and not options.metrics and not options.comments:
+        return None
     running = Running()
     batch = len(parameters) if many else 0
     running.what = what = engine.describe(statement, context.compiled, batch > 1)
-    running.checkout, running.connection, running.parent, running.around = checkout, connection, parent, around
-    if not sampled or (what.is_savepoint and not options.transactions):
+    running.checkout, running.connection = checkout, connection
+    running.sent_in = running.around = around
+    if not around.is_sampled or (what.is_savepoint and not options.transactions):
         return running
     running.sampled = True
     running.batch = batch if batch > 1 else 0
     if options.transactions:
         opened = checkout.transaction
-        running.around = around = connection.context_for(around, begins=opened is None or opened.serial > 0)
+        running.around = around = connection.inside(around, begins=opened is None or opened.serial > 0)
     if options.enrich or (options.enrich is None and has_official_span(context)):
-        running.enriching = engine.enrich(context, what.at(_sender(context)))
+        running.enriching = engine.enrich(context, what.at(_sender(context)).known)
     elif options.statements == "all":
         running.attributes = attributes = what.at(_sender(context))
         if options.fold:
-            running.key = key = (id(attributes), above.span_id)
-            if connection.held and (held := connection.find(key, clock())) is not None:
+            running.key = key = (id(attributes), around.span_id)
+            if key in connection.held and (held := connection.find(key, clock())) is not None:
                 running.held = held
                 running.token = attach(held.context)
                 return running
         if running.batch or options.parameters:
-            attributes = with_parameters(running, parameters)
-        running.span = span = engine.tracer.start_span(what.name, around, _CLIENT, attributes)
-        running.around = around = set_span_in_context(span, around)
-        running.token = attach(around)
+            more = with_parameters(running, parameters)
+            running.span = span = engine.tracer.start_span(what.name, around.context, _CLIENT, more)
+        else:
+            running.span = span = engine.spans.start(what.name, around, attributes)
+        running.inside = inside = set_span_in_context(span, around.context)
+        running.token = attach(inside)
     return running
 
 
@@ -191,8 +198,8 @@ def _sender(context: Any) -> FrameType | None:
 def with_parameters(running: Running, parameters: Any) -> dict[str, Any]:
     """Return a statement's attributes with what is said of its parameters: how many sets, or their values."""
     if running.batch:
-        return {**running.attributes, names.BATCH_SIZE: running.batch}
-    return {**running.attributes, **describe_parameters(parameters)}
+        return {**running.attributes.known, names.BATCH_SIZE: running.batch}
+    return {**running.attributes.known, **describe_parameters(parameters)}
 
 
 def finish(
@@ -237,35 +244,40 @@ def finish(
             engine.metrics.rows.record(rows, counted)
     scope = running.checkout.scope
     if scope is not None and scope.span is None:
-        scope.span = running.parent
+        scope.span = running.sent_in.span
     is_quick = options.statements == "slow" and not error and finished - running.began < options.slow_seconds * 1e9
     if not running.sampled or running.enriching is not None or options.statements == "none" or is_quick:
         if counter is not None and counted is not None:  # held without a span, for what there is to count of it
-            unseen = Held(INVALID_SPAN, running.around, {}, counted)
-            unseen.add(running.began, finished, rows, counter)
+            unseen = Held(INVALID_SPAN, running.sent_in.context, _NOTHING, counted, running.began, finished)
+            unseen.fetch(counter, finished - running.began)
             running.connection.hold(unseen, unseen)
         return
     if options.statements == "slow":
         running.attributes = what.at(locate(_getframe()))
         if options.fold and not error:
-            running.key = (id(running.attributes), running.parent.get_span_context().span_id)
+            running.key = (id(running.attributes), running.around.span_id)
             running.held = running.connection.find(running.key, running.began)
     held, span = running.held, running.span
     if held is not None and not error:
-        held.settle(engine)
-        held.add(running.began, finished, rows, counter)
+        if held.counter is not None:
+            held.settle(engine)
+        held.add(running.began, finished)
+        if rows is not None:
+            held.rows = rows + (held.rows or 0)
+        if counter is not None:
+            held.fetch(counter, finished - running.began)
         return
     if span is None:
         # Seen only now to be slow; or failed among others, which go on without it.
-        around = running.around
+        around = running.around.context
         span = engine.tracer.start_span(
             what.name,
             around,
             _CLIENT,
-            with_parameters(running, parameters) if running.batch or options.parameters else running.attributes,
+            with_parameters(running, parameters) if running.batch or options.parameters else running.attributes.known,
             start_time=time_of_day(running.began),
         )
-        running.around = set_span_in_context(span, around)
+        running.inside = set_span_in_context(span, around)
     running.span = None
     if error:
         span.set_attribute(names.ERROR_TYPE, error)
@@ -274,8 +286,11 @@ def finish(
         span.set_status(FAILED)
         span.end()
     elif options.fold or counter is not None:
-        held = Held(span, running.around, running.attributes, counted)
-        held.add(running.began, finished, rows, counter)
+        held = Held(span, running.inside, running.attributes, counted, running.began, finished)
+        if rows is not None:
+            held.rows = rows
+        if counter is not None:
+            held.fetch(counter, finished - running.began)
         running.connection.hold(running.key or held, held)
     else:
         if options.rows and rows is not None:
