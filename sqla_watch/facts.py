@@ -103,6 +103,11 @@ class Extra(NamedTuple):
     why: str = ""
     """What made it so: `literals`, `values`, or the name of the class without a cache key."""
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it says no more than that a write belongs to a flush."""
+        return not (self.skipped or self.listed or self.sets or self.savepoint or self.uncached) and self.changed <= 1
+
 
 class CallSite(NamedTuple):
     """An instruction of the user's code, resolved to file and line only when somebody asks."""
@@ -141,6 +146,8 @@ class RowCounter:
     elapsed: int = 0
     """Nanoseconds of the statement with the fetches so far, once it is in a group."""
     group: StatementGroup | None = None
+    record: Record | None = None
+    """Where the statement was counted; None as long as it was not."""
 
     noted: bool = False
     """Whether there is anything in the two below."""
@@ -160,7 +167,8 @@ class RowCounter:
             group.most_rows = max(group.most_rows, self.rows)
             self.elapsed += nanoseconds
             group.slowest = max(group.slowest, self.elapsed)
-            group.record.add_rows(rows, nanoseconds)
+        if self.record is not None:
+            self.record.add_rows(rows, nanoseconds)
 
     def leave(self, unread: int) -> None:
         """Note that a result was closed or dropped while rows of it were unread."""

@@ -367,8 +367,7 @@ class Checkout:
         if taken_in is not None and not taken_in.closed:
             taken_in.pending.append(self.told(finished, waits, returned=True))
         if scope is not None:
-            groups = scope.record.groups
-            location = location_of(groups[0].call_site) if groups else None
+            location = location_of(scope.first_line)
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)
