@@ -126,7 +126,8 @@ class Scope:
     @property
     def record(self) -> Record:
         """Everything seen so far, added up."""
-        self.digest()
+        if self.pending or self._record is None:
+            self.digest()
         record = self._record
         assert record is not None
         return record

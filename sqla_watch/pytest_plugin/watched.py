@@ -40,14 +40,13 @@ _test_of = pytest.StashKey["WatchedTest | None"]()
 class CallScope(TestScope):
     """The scope of a test's call phase: what the fixture `sqla_watch` is."""
 
-    __slots__ = ("_file", "_name", "_snapshots", "_update_snapshots")
+    __slots__ = ("_item", "_snapshots", "_update_snapshots")
 
     is_whole_test = True
 
     def __init__(self, item: pytest.Item, settings: Settings, timeline: int, *, update_snapshots: bool) -> None:
         super().__init__(item.nodeid, settings, timeline)
-        self._file = item.path
-        self._name = item.nodeid.partition("::")[2].replace("::", ".") or item.name
+        self._item = item
         self._snapshots = 0
         self._update_snapshots = update_snapshots
 
@@ -63,8 +62,10 @@ class CallScope(TestScope):
         from sqla_watch.pytest_plugin import snapshots
 
         self._snapshots += 1
-        name = self._name if self._snapshots == 1 else f"{self._name}-{self._snapshots}"
-        snapshots.check(self._file, name, snapshots.statements_of(self), self._update_snapshots)
+        name = self._item.nodeid.partition("::")[2].replace("::", ".") or self._item.name
+        if self._snapshots > 1:
+            name = f"{name}-{self._snapshots}"
+        snapshots.check(self._item.path, name, snapshots.statements_of(self), self._update_snapshots)
 
 
 class WatchedTest:
@@ -97,7 +98,7 @@ class WatchedTest:
 
     def open_setup(self) -> None:
         """Record what fixtures do, apart from the test."""
-        self._setup = TestScope(f"{self._item.nodeid} (setup)", settings_without_rules())
+        self._setup = self._watching.fixtures_scope(f"{self._item.nodeid} (setup)")
         self._setup.open()
 
     def close_setup(self) -> None:
@@ -105,7 +106,9 @@ class WatchedTest:
         setup, self._setup = self._setup, None
         if setup is not None:
             setup.finish()
-            if not setup.is_untouched:
+            if setup.is_untouched:
+                self._watching.unused_scope = setup
+            else:
                 self._setup_statements += setup.statements
                 self._setup_seconds += setup.database_seconds
 
@@ -161,17 +164,19 @@ class WatchedTest:
         scope, item, options = self.scope, self._item, self._watching.options
         numbers = _NOTHING if scope.is_untouched else _numbers(scope)
         root = str(item.config.rootpath)
-        allow = self._wanted.allow
-        found = [] if scope.is_untouched else scope.findings
-        findings = findings_told(
-            (finding for finding in found if not any(each.matches(finding) for each in allow)), root
-        )
-        known = self._watching.known
-        failing = {
-            identity(finding)
-            for finding in findings
-            if finding["rule"] in self._fail_on and not (known is not None and known.knows(identity(finding)))
-        }
+        findings: list[dict[str, Any]] = []
+        failing: set[str] = set()
+        if not scope.is_untouched and (found := scope.findings):
+            allow = self._wanted.allow
+            findings = findings_told(
+                (finding for finding in found if not any(each.matches(finding) for each in allow)), root
+            )
+            known = self._watching.known
+            failing = {
+                identity(finding)
+                for finding in findings
+                if finding["rule"] in self._fail_on and not (known is not None and known.knows(identity(finding)))
+            }
         budget = self._wanted.budget
         measured = self._watching.measured.get(item.nodeid)
         if measured is not None:
@@ -258,6 +263,8 @@ class WatchedTests:
         self._take = take
         self._unwatched: pytest.Item | None = None
         """The test that is running without being watched."""
+        self.unused_scope: TestScope | None = None
+        """One of fixtures that sent nothing, for those of the next test."""
         self.in_junit = in_junit
         self.known = known
         self.measured = measured
@@ -340,6 +347,14 @@ class WatchedTests:
                 test.scope.open()
         return test.scope
 
+    def fixtures_scope(self, name: str) -> TestScope:
+        """Return a scope for what the fixtures of a test send, which mostly is nothing."""
+        unused, self.unused_scope = self.unused_scope, None
+        if unused is None:
+            return TestScope(name, settings_without_rules())
+        unused.name = name
+        return unused
+
     @staticmethod
     def close() -> None:
         """Leave engines as they were."""
@@ -388,13 +403,12 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
             wanted = wanted.under(demands("hook pytest_sqla_watch", given))
             asked = by_rule = True
     # The farthest first; behind them those of the parameter set, which pytest has among those of the function.
-    marks = list(item.iter_markers())[::-1]
-    of_parameters = getattr(getattr(item, "callspec", None), "marks", ())
+    marks = [mark for mark in item.iter_markers() if is_mark_of_ours(mark, item.config)][::-1]
+    of_parameters = getattr(getattr(item, "callspec", None), "marks", ()) if marks else ()
     for mark in sorted(marks, key=lambda mark: mark in of_parameters):
-        if is_mark_of_ours(mark, item.config):
-            wanted = wanted.under(demands_of_mark(mark))
-            asked = True
-            by_rule = by_rule or mark.name == "sqla_watch"
+        wanted = wanted.under(demands_of_mark(mark))
+        asked = True
+        by_rule = by_rule or mark.name == "sqla_watch"
     if not asked:
         return None
     fail_on = wanted.fail_on

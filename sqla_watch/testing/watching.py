@@ -140,8 +140,9 @@ class TestScope(Scope):
         return self._record is None and not self.pending
 
     def open(self) -> None:
-        """Begin to take in what is sent."""
+        """Begin to take in what is sent; again, of one that was untouched when it was finished."""
         watch_engines()
+        self.closed = False
         self.parent = current_scope() or (None if self.is_whole_test else running.whole_test)
         self.started_at = time.time()
         self.started = time.perf_counter_ns()
