@@ -138,23 +138,26 @@ class RowCounter:
     The statement may have been added up already when its rows come; then they go to its group and record, too.
     """
 
-    # Defaults of the class, not an __init__: one is made for each statement of a driver that cannot tell.
-    streamed: bool = False
-    """Whether the rows come in pieces, and are not in memory all at once."""
-    rows: int = 0
-    nanoseconds: int = 0
-    elapsed: int = 0
-    """Nanoseconds of the statement with the fetches so far, once it is in a group."""
-    group: StatementGroup | None = None
-    record: Record | None = None
-    """Where the statement was counted; None as long as it was not."""
+    __slots__ = ("elapsed", "group", "key", "nanoseconds", "noted", "parents", "record", "rows", "streamed", "unread")
 
-    noted: bool = False
-    """Whether there is anything in the two below."""
-    unread: int = 0
-    """Rows that the driver had fetched and nobody asked for."""
-    parents: int = 0
-    """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
+    def __init__(self) -> None:
+        self.streamed = False
+        """Whether the rows come in pieces, and are not in memory all at once."""
+        self.rows = 0
+        self.nanoseconds = 0
+        self.elapsed = 0
+        """Nanoseconds of the statement with the fetches so far, once it is in a group."""
+        self.group: StatementGroup | None = None
+        self.record: Record | None = None
+        """Where the statement was counted; None as long as it was not."""
+        self.key: tuple[int, ...] = ()
+        """Positions of the queried class's primary key in a row, where parents are to be counted."""
+        self.noted = False
+        """Whether there is anything in the two below."""
+        self.unread = 0
+        """Rows that the driver had fetched and nobody asked for."""
+        self.parents = 0
+        """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
 
     def add(self, rows: int, nanoseconds: int) -> None:
         """Add rows fetched and the time it took."""

@@ -66,53 +66,19 @@ def _no_record() -> None:
     """Stands for a weak reference to nothing."""
 
 
+_NONE_SEEN: Mapping[int, list[Activity]] = MappingProxyType({})
+
+
 class Checkout:
     """One connection from its checkout to its return."""
 
-    # Defaults on the class, as far as most checkouts leave them: one is made for each.
-    taken_at: CallSite | None = None
-    """The line that asked for it."""
-    codes: tuple[CodeType, ...] = ()
-    """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
-    nobody can tell."""
-    depth: int = 1
-    open: bool = True
-    outer: Checkout | None = None
-    """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
-    failed: bool = False
-    """Whether an exception was on its way when the connection was returned."""
-    scope: Scope | None = None
-    taken_in: Scope | None = None
-    """The explicit scope in which it was taken."""
-    looked: int = 0
-    processor_time: int = 0
-    """When the watchdog has looked, and the processor time of the owner's thread by then."""
-    outlived_at: int = 0
-    outlived_by_owner: bool = False
-    """Whether it was the thread or task of the unit of work itself that had taken it."""
-    outlived_scope: Scope | None = None
-    """The unit of work that has ended without returning it, and when, until that is told."""
-    transaction: OpenTransaction | None = None
-    ending: OpenTransaction | None = None
-    """The transaction whose COMMIT or ROLLBACK is running."""
-    wait: Wait | None = None
-    """The wait before it, until a scope has it."""
-    waits_before: int = 0
-    """Requests that had had to wait for a connection of its pool, before it was taken."""
-    worked: int = 0
-    in_transactions: int = 0
-    connecting: int = 0
-    pinging: int = 0
-    idle: int = 0
-    idle_started: int = 0
-    """The longest time outside of a transaction without a statement, and when it began."""
-    limited: bool = True
-    """Whether its pool has a limit: what is held of another one is taken from nobody."""
-    kept: bool = False
-    waiting: int = 0
-    """Requests of its owner, or of tasks that this has started, which wait for another connection."""
-    activities: Mapping[int, list[Activity]] = MappingProxyType({})
-    """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
+    __slots__ = (
+        "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
+        "in_transactions", "kept", "limited", "looked", "open", "outer", "outlived_at", "outlived_by_owner",
+        "outlived_scope", "owner", "pinging", "pool", "processor_time", "quiet_since", "record", "requested",
+        "scope", "serial", "taken", "taken_at", "taken_in", "transaction", "unit", "wait", "waiting",
+        "waits_before", "worked",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -129,13 +95,51 @@ class Checkout:
         self.requested = requested
         self.taken = self.quiet_since = clock()
         """When the connection was got; and since when no transaction has been open."""
+        self.taken_at: CallSite | None = None
+        """The line that asked for it."""
+        self.codes: tuple[CodeType, ...] = ()
+        """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
+        nobody can tell."""
         if frame is not None:
             self.taken_at = CallSite(frame.f_code, frame.f_lasti)
+        self.depth = 1
+        self.open = True
         self.owner = Owner.here()
+        self.outer: Checkout | None = None
+        """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
+        self.failed = False
+        """Whether an exception was on its way when the connection was returned."""
+        self.scope: Scope | None = None
+        self.taken_in: Scope | None = None
+        """The explicit scope in which it was taken."""
         self.unit = unit
         """The unit of work in which it was taken."""
+        self.looked = self.processor_time = 0
+        """When the watchdog has looked, and the processor time of the owner's thread by then."""
+        self.outlived_at = 0
+        self.outlived_by_owner = False
+        """Whether it was the thread or task of the unit of work itself that had taken it."""
+        self.outlived_scope: Scope | None = None
+        """The unit of work that has ended without returning it, and when, until that is told."""
+        self.transaction: OpenTransaction | None = None
+        self.ending: OpenTransaction | None = None
+        """The transaction whose COMMIT or ROLLBACK is running."""
+        self.wait: Wait | None = None
+        """The wait before it, until a scope has it."""
+        self.waits_before = 0
+        """Requests that had had to wait for a connection of its pool, before it was taken."""
+        self.worked = self.in_transactions = self.connecting = self.pinging = 0
+        self.idle = self.idle_started = 0
+        """The longest time outside of a transaction without a statement, and when it began."""
+        self.limited = True
+        """Whether its pool has a limit: what is held of another one is taken from nobody."""
+        self.kept = False
+        self.waiting = 0
+        """Requests of its owner, or of tasks that this has started, which wait for another connection."""
+        self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
+        """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
     def prepared(self, nanoseconds: int, *, opened: bool) -> None:
         """The pool has pinged it, or opened it again, before it handed it out: only now it is in use."""

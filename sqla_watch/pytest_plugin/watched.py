@@ -9,11 +9,11 @@ import json
 import sys
 import unittest
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqla_watch.pytest_plugin.baseline import Baseline
 from sqla_watch.pytest_plugin.marks import FAIL_ON, Demands, demands, demands_of_mark, is_mark_of_ours
 from sqla_watch.pytest_plugin.options import Options
 from sqla_watch.pytest_plugin.outcome import Outcome, identity
@@ -29,7 +29,10 @@ from sqla_watch.testing.watching import (
     settings_without_rules,
 )
 
-__all__ = ["CallScope", "WatchedTests"]
+if TYPE_CHECKING:
+    from sqla_watch.pytest_plugin.baseline import Baseline
+
+__all__ = ["CallScope", "Reports", "WatchedTests"]
 
 TIMELINE = 5_000
 """Statements of a test that are kept one by one, for a report's waterfall or a snapshot."""
@@ -94,7 +97,6 @@ class WatchedTest:
         self._setup_seconds = 0.0
         self._finished = False
         self.outcome: Outcome | None = None
-        self.failure: CheckFailed | None = None
 
     def open_setup(self) -> None:
         """Record what fixtures do, apart from the test."""
@@ -159,6 +161,7 @@ class WatchedTest:
             self.scope.finish(error)
         finally:
             self.outcome = self._outcome(completed=error is None)
+            self._watching.take(self.outcome)
 
     def _outcome(self, *, completed: bool) -> Outcome:
         scope, item, options = self.scope, self._item, self._watching.options
@@ -225,8 +228,10 @@ class WatchedTest:
         others = [finding for finding in outcome.findings if finding not in failing] if outcome.over else []
         root = str(self._item.config.rootpath)
         text = describe(heads, outcome.by_line, [*failing, *others], outcome.statements, root)
-        self.failure = CheckFailed(text, outcome.over, failing)
-        raise self.failure
+        failure = CheckFailed(text, outcome.over, failing)
+        shown = self._item.repr_failure
+        self._item.repr_failure = partial(_shown_plainly, self._item, failure, shown)  # type: ignore[method-assign]
+        raise failure
 
     def _source(self, limit: str, outcome: Outcome) -> str:
         """Return where a limit is from, if no one has written it down by hand."""
@@ -243,8 +248,7 @@ class WatchedTests:
         options: What was asked for.
         known: The baseline.
         measured: The measured budgets, by node id.
-        in_junit: Whether JUnit's XML is to have each test's numbers.
-        take: Takes what each test came to; None in a worker of pytest-xdist, where the test's report takes it along.
+        take: Takes what each test came to.
 
     Raises:
         SettingsError: pyproject.toml or the environment have a mistake.
@@ -255,17 +259,15 @@ class WatchedTests:
         options: Options,
         known: Baseline | None,
         measured: Mapping[str, int],
-        *,
-        in_junit: bool,
-        take: Callable[[Outcome], None] | None,
+        take: Callable[[Outcome], None],
     ) -> None:
         self.options = options
-        self._take = take
+        self.take = take
+        self._latest: pytest.Item | None = None
         self._unwatched: pytest.Item | None = None
         """The test that is running without being watched."""
         self.unused_scope: TestScope | None = None
         """One of fixtures that sent nothing, for those of the next test."""
-        self.in_junit = in_junit
         self.known = known
         self.measured = measured
         hold_engines()
@@ -299,34 +301,14 @@ class WatchedTests:
             if test is not None:  # it has asked for the fixture meanwhile, by name
                 test.scope.finish(sys.exception())
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-        """Put on the report what the test came to."""
-        report: pytest.TestReport = yield
-        test = item.stash.get(_test_of, None)
-        if call.when == "teardown":
-            item.stash[_test_of] = None  # items are kept to the end of the run
-        if test is None or call.when != "call" or test.outcome is None:
-            return report
-        if self._take is not None:
-            self._take(test.outcome)
-        else:  # to the controller as text: not all that a file may be called goes through execnet
-            report.sqla_watch = json.dumps(test.outcome.to_dict())  # type: ignore[attr-defined]
-        if self.in_junit:
-            from sqla_watch.pytest_plugin.exports import junit_properties
-
-            # The report of the teardown, whose properties JUnit's XML has, is made of the item's; it may be a rerun.
-            others = [pair for pair in item.user_properties if not pair[0].startswith("sqla_watch.")]
-            item.user_properties[:] = [*others, *junit_properties(test.outcome)]
-            report.user_properties = list(item.user_properties)
-        if test.failure is not None and call.excinfo is not None and call.excinfo.value is test.failure:
-            _show_plainly(report, call.excinfo, item)
-        return report
-
     def begin(self, item: pytest.Item, *, has_fixture: bool) -> WatchedTest | None:
         """Return a new run of a test, or None for one that is not watched."""
         __tracebackhide__ = True
         test: WatchedTest | None = None
+        if self._latest is not None and self._latest is not item:
+            self._latest.stash[_test_of] = None  # items are kept to the end of the run
+        self._latest = item
+        vars(item).pop("repr_failure", None)  # of a run before this one
         try:
             wanted = wanted_of(item, self.options, has_fixture=has_fixture)
             if wanted is not None:
@@ -355,10 +337,42 @@ class WatchedTests:
         unused.name = name
         return unused
 
-    @staticmethod
-    def close() -> None:
+    def close(self) -> None:
         """Leave engines as they were."""
+        if self._latest is not None:
+            self._latest.stash[_test_of] = None
         release_engines()
+
+
+class Reports:
+    """Puts on the reports of tests what they came to, for those who read only reports.
+
+    Args:
+        for_controller: Whether this is a worker of pytest-xdist, from which nothing but the report gets out.
+        in_junit: Whether JUnit's XML is to have each test's numbers.
+    """
+
+    def __init__(self, *, for_controller: bool, in_junit: bool) -> None:
+        self._for_controller = for_controller
+        self._in_junit = in_junit
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        """Put on the report what the test came to."""
+        report: pytest.TestReport = yield
+        test = item.stash.get(_test_of, None)
+        if test is None or call.when != "call" or test.outcome is None:
+            return report
+        if self._for_controller:  # as text: not all that a file may be called goes through execnet
+            report.sqla_watch = json.dumps(test.outcome.to_dict())  # type: ignore[attr-defined]
+        if self._in_junit:
+            from sqla_watch.pytest_plugin.exports import junit_properties
+
+            # The report of the teardown, whose properties JUnit's XML has, is made of the item's; it may be a rerun.
+            others = [pair for pair in item.user_properties if not pair[0].startswith("sqla_watch.")]
+            item.user_properties[:] = [*others, *junit_properties(test.outcome)]
+            report.user_properties = list(item.user_properties)
+        return report
 
 
 _NOTHING: dict[str, Any] = {
@@ -417,12 +431,16 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
     return wanted, fail_on
 
 
-def _show_plainly(report: pytest.TestReport, failure: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
+def _shown_plainly(
+    item: pytest.Item, failure: CheckFailed, shown: Any, raised: pytest.ExceptionInfo[BaseException]
+) -> Any:
     """Show a failure of ours without a traceback, which has no line of the test in it: as a failure at the test."""
-    shown = failure.getrepr(style="value")
-    if shown.reprcrash is not None:
+    if raised.value is not failure:
+        return shown(raised)
+    plain = raised.getrepr(style="value")
+    if plain.reprcrash is not None:
         file, line, _ = item.location
-        shown.reprcrash.path = str(item.config.rootpath / file)
-        shown.reprcrash.lineno = (line or 0) + 1
-        shown.reprcrash.message = str(failure.value).partition("\n")[0]
-    report.longrepr = shown
+        plain.reprcrash.path = str(item.config.rootpath / file)
+        plain.reprcrash.lineno = (line or 0) + 1
+        plain.reprcrash.message = str(failure).partition("\n")[0]
+    return plain
