@@ -103,6 +103,11 @@ class Extra(NamedTuple):
     why: str = ""
     """What made it so: `literals`, `values`, or the name of the class without a cache key."""
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it says no more than that a write belongs to a flush."""
+        return not (self.skipped or self.listed or self.sets or self.savepoint or self.uncached) and self.changed <= 1
+
 
 class CallSite(NamedTuple):
     """An instruction of the user's code, resolved to file and line only when somebody asks."""
@@ -133,23 +138,31 @@ class RowCounter:
     The statement may have been added up already when its rows come; then they go to its group and record, too.
     """
 
-    # Defaults of the class, not an __init__: one is made for each statement of a driver that cannot tell.
-    streamed: bool = False
-    """Whether the rows come in pieces, and are not in memory all at once."""
-    rows: int = 0
-    nanoseconds: int = 0
-    elapsed: int = 0
-    """Nanoseconds of the statement with the fetches so far, once it is in a group."""
-    group: StatementGroup | None = None
-    fetched_at: int = 0
-    """When its last rows were fetched in one piece; 0 for one by one."""
+    __slots__ = (
+        "elapsed", "fetched_at", "group", "key", "nanoseconds", "noted", "parents", "record", "rows", "streamed",
+        "unread",
+    )  # fmt: skip
 
-    noted: bool = False
-    """Whether there is anything in the two below."""
-    unread: int = 0
-    """Rows that the driver had fetched and nobody asked for."""
-    parents: int = 0
-    """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
+    def __init__(self) -> None:
+        self.streamed = False
+        """Whether the rows come in pieces, and are not in memory all at once."""
+        self.rows = 0
+        self.nanoseconds = 0
+        self.elapsed = 0
+        """Nanoseconds of the statement with the fetches so far, once it is in a group."""
+        self.fetched_at = 0
+        """When its last rows were fetched in one piece; 0 for one by one."""
+        self.group: StatementGroup | None = None
+        self.record: Record | None = None
+        """Where the statement was counted; None as long as it was not."""
+        self.key: tuple[int, ...] = ()
+        """Positions of the queried class's primary key in a row, where parents are to be counted."""
+        self.noted = False
+        """Whether there is anything in the two below."""
+        self.unread = 0
+        """Rows that the driver had fetched and nobody asked for."""
+        self.parents = 0
+        """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
 
     def add(self, rows: int, nanoseconds: int) -> None:
         """Add rows fetched and the time it took."""
@@ -162,7 +175,8 @@ class RowCounter:
             group.most_rows = max(group.most_rows, self.rows)
             self.elapsed += nanoseconds
             group.slowest = max(group.slowest, self.elapsed)
-            group.record.add_rows(rows, nanoseconds)
+        if self.record is not None:
+            self.record.add_rows(rows, nanoseconds)
 
     def leave(self, unread: int) -> None:
         """Note that a result was closed or dropped while rows of it were unread."""

@@ -224,6 +224,9 @@ class Fingerprint:
         """
         if not self.lists:
             try:
+                if self.simple:
+                    every = hash(tuple(parameters.values()) if parameters.__class__ is dict else parameters)
+                    return every, every
                 return self._hash_plain(parameters)
             except Exception:  # a list, or a type of the application's own that cannot be hashed
                 pass

@@ -552,9 +552,13 @@ def _base(engine: Engine) -> Engine:
 
 
 def _existing_engines() -> Iterable[Engine]:
+    classes: list[type] = [Engine]
+    for each in classes:  # and those that are added meanwhile
+        classes.extend(each.__subclasses__())
     found = {}
-    for each in gc.get_objects():
-        if issubclass(type(each), Engine):
+    # Whatever is of a class refers to it: the garbage collector finds these three times as fast as we do among all.
+    for each in gc.get_referrers(*classes):
+        if isinstance(each, Engine):
             base = _base(each)
             found[id(base)] = base
     return found.values()

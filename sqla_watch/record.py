@@ -81,13 +81,8 @@ _TOTALS = (
     "dropped",
 )
 
+_QUERY = LoadKind.QUERY
 _LAZY = LoadKind.LAZY
-_LOADS = {
-    LoadKind.QUERY: "queries",
-    LoadKind.LAZY: "lazy loads",
-    LoadKind.COLUMN: "column loads",
-    LoadKind.EAGER: "eager loads",
-}
 
 _T = TypeVar("_T")
 Path: TypeAlias = tuple[tuple[str, str, bool], ...]
@@ -228,18 +223,29 @@ class Record:
     @property
     def sizes(self) -> dict[str, int]:
         """How much it has of what the rules read, by name; most scopes have little, and most rules are not run."""
-        most = rows = slowest = 0
+        most = rows = slowest = writes = 0
+        loads = {_LAZY: 0, LoadKind.COLUMN: 0, LoadKind.EAGER: 0}
         for group in self._groups.values():
-            if group.count > most:
-                most = group.count
+            count = group.count
+            if count > most:
+                most = count
             if group.most_rows > rows:
                 rows = group.most_rows
             if group.slowest > slowest:
                 slowest = group.slowest
+            if group.kind is not _QUERY:
+                if count > loads[group.kind]:
+                    loads[group.kind] = count
+            elif group.fingerprint.writes:
+                writes = max(writes, count, group.most_sets, group.most_in_unit)
         sizes = dict(self.has)
         if most:
             sizes["groups"], sizes["statements of a group"] = len(self._groups), most
             sizes["rows of a statement"], sizes["slowest statement"] = rows, slowest
+            sizes["writes"] = writes
+            sizes["lazy loads"], sizes["column loads"] = loads[_LAZY], loads[LoadKind.COLUMN]
+        if self._flushes:
+            sizes["flushes"] = max(group.count for group in self.flushes)
         if self.errors:
             sizes["errors"] = self.errors
         return sizes
@@ -357,7 +363,7 @@ class Record:
             if elapsed > group.slowest:
                 group.slowest = elapsed
             if counter is not None:
-                counter.group = group
+                counter.group, counter.record = group, self
                 counter.elapsed = elapsed
                 if counter.streamed:
                     group.streamed = True
@@ -469,7 +475,6 @@ class Record:
                 elif len(self._flushes) >= MOST_GROUPS:
                     self._flushes.clear()
                     self._most_flushes.clear()
-                self.has["flushes"] = 1
                 group = self._flushes[key] = FlushGroup(
                     fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
                 )
@@ -549,13 +554,10 @@ class Record:
             started,
             checkout in self._on_event_loop,
         )
-        if fingerprint.writes:
-            self.has["writes"] = 1
         if fingerprint.star:
             self.has["stars"] = 1
         if load is not None:
             group.columns, group.cause = load.columns, load.cause
-            self.has[_LOADS[load.kind]] = 1
         else:
             self._by_checkout.setdefault(checkout, []).append(key)
         return group

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sqla_watch import registry
-from sqla_watch.facts import Fact
+from sqla_watch.facts import CallSite, Fact, Statement, site_of
 from sqla_watch.findings import Finding, FindingRaised
 from sqla_watch.flows import current_flow
+from sqla_watch.glance import FEW, glance
 from sqla_watch.record import Record
 from sqla_watch.settings import Settings
 from sqla_watch.timeline import Timeline
@@ -131,10 +132,18 @@ class Scope:
     @property
     def record(self) -> Record:
         """Everything seen so far, added up."""
-        self.digest()
+        if self.pending or self._record is None:
+            self.digest()
         record = self._record
         assert record is not None
         return record
+
+    @property
+    def first_line(self) -> CallSite | None:
+        """The line of its first statement; of an open scope only."""
+        if self._record is None:
+            return next((site_of(cast(Statement, fact)) for fact in self.pending if fact.__class__ is tuple), None)
+        return next((group.call_site for group in self.record.groups), None)
 
     @property
     def findings(self) -> list[Finding]:
@@ -257,10 +266,13 @@ class Scope:
         if self.closed:
             return []
         self.finished = time.perf_counter_ns()
-        record = self.record
-        if self.budget is not None:
-            record.spend(self.name, self.budget)
-        found = judge(record, self.settings)
+        found: list[Finding] = []
+        record = self._glance()
+        if record is None:
+            record = self.record
+            if self.budget is not None:
+                record.spend(self.name, self.budget)
+            found = judge(record, self.settings)
         for checkout in tuple(self.checkouts):
             checkout.outlived(self)
         self.checkouts.clear()
@@ -272,6 +284,24 @@ class Scope:
             self.parent.add_inner(self, self._findings)
         record.forget()
         return found
+
+    def _glance(self) -> Record | None:
+        """Return the totals, if a first look tells that there is nothing to be found beside them."""
+        if self._record is not None or self.budget is not None or registry.news:
+            return None
+        if self.parent is not None and not self.parent.closed:
+            return None  # it goes on with what was loaded here
+        with self._lock:
+            number = len(self.pending)
+            if number > FEW:
+                return None
+            record = glance(islice(self.pending, number), self.settings.floors)
+            if record is not None:
+                self._record = record
+                if self.timeline is not None:
+                    self.timeline.take(islice(self.pending, number))
+                del self.pending[:number]
+        return record
 
     def add_inner(self, inner: Scope, findings: list[Finding]) -> None:
         """Take over the totals, findings and timeline of a scope inside this one."""

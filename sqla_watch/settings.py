@@ -111,6 +111,8 @@ class Settings:
     """Ids of the rules that are on, each behind those that it gives way to."""
     plan: tuple[tuple[str, float, str, RuleSettings], ...] = field(default=(), init=False, repr=False, compare=False)
     """The same with what each reads, and from how much of it on it may find anything."""
+    floors: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """From how much on any of them may find anything, by what they read."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
 
@@ -131,7 +133,10 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
-        object.__setattr__(self, "plan", tuple(_planned(rule, rules[rule]) for rule in on))
+        plan = tuple(_planned(rule, rules[rule]) for rule in on)
+        object.__setattr__(self, "plan", plan)
+        floors = {reads: min(least for each, least, *_ in plan if each == reads) for reads, *_ in plan}
+        object.__setattr__(self, "floors", floors)
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
     @property
@@ -258,7 +263,7 @@ def _planned(rule: str, settings: RuleSettings) -> tuple[str, float, str, RuleSe
     from sqla_watch.detectors import RULES
 
     floor = RULES[rule].floor
-    least = settings.thresholds[floor] * (1e9 if floor.endswith("_seconds") else 1) if floor else 1
+    least = min((settings.thresholds[name] * (1e9 if name.endswith("_seconds") else 1) for name in floor), default=1)
     return RULES[rule].reads, max(least, 1), rule, settings
 
 

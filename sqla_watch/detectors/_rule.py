@@ -151,8 +151,8 @@ class Rule(ABC):
     """What it does where that is not the profile's own action."""
     reads: ClassVar[str] = "groups"
     """That without which it finds nothing: a name as in `Facts.sizes`."""
-    floor: ClassVar[str] = ""
-    """The threshold below which of this it finds nothing; any will do without one."""
+    floor: ClassVar[tuple[str, ...]] = ()
+    """The thresholds below the lowest of which it finds nothing in what it reads; any will do without one."""
     after: ClassVar[tuple[str, ...]] = ()
     """Ids of more specific rules: what they have found is not found again."""
 

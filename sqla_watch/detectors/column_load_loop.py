@@ -64,6 +64,7 @@ class ColumnLoadLoop(Rule):
     guide = (5, 6)
     warning = ColumnLoadLoopWarning
     reads = "column loads"
+    floor = ("min_objects",)
     thresholds: ClassVar = {
         "min_objects": Threshold(5, 5, 10, "distinct objects"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of the loads together"),

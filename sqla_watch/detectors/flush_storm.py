@@ -53,6 +53,7 @@ class FlushStorm(Rule):
     guide = (12,)
     warning = FlushStormWarning
     reads = "flushes"
+    floor = ("min_flushes",)
     thresholds: ClassVar = {
         "min_flushes": Threshold(10, 10, 50, "flushes in one transaction from one line"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "seconds in all of them"),

@@ -59,7 +59,7 @@ class IdleInTransaction(Rule):
     guide = (3,)
     warning = IdleInTransactionWarning
     reads = "longest gap"
-    floor = "min_seconds"
+    floor = ("min_seconds",)
     thresholds: ClassVar = {"min_seconds": Threshold(0.5, 0.5, 1.0, "seconds of the longest time without a statement")}
 
     _EXPLAINS = 0.5  # share of a transaction's time from which on this is all that there is to say of its length

@@ -56,7 +56,7 @@ class LongTransaction(Rule):
     guide = (3,)
     warning = LongTransactionWarning
     reads = "longest transaction"
-    floor = "min_seconds"
+    floor = ("min_seconds",)
     thresholds: ClassVar = {"min_seconds": Threshold(1.0, 1.0, 2.0, "seconds from the first statement to the end")}
     after = ("slow-query", "idle-in-transaction")
 

@@ -57,6 +57,7 @@ class NPlusOne(Rule):
     guide = (4, 5)
     warning = NPlusOneWarning
     reads = "lazy loads"
+    floor = ("min_parents",)
     thresholds: ClassVar = {
         "min_parents": Threshold(2, 2, 5, "distinct parents"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of the lazy loads together"),

@@ -49,7 +49,7 @@ class OversizedResult(Rule):
     guide = (14,)
     warning = OversizedResultWarning
     reads = "rows of a statement"
-    floor = "min_rows"
+    floor = ("min_rows",)
     thresholds: ClassVar = {"min_rows": Threshold(5_000, 5_000, 10_000, "rows of one statement")}
     after = ("unread-rows",)
 

@@ -57,7 +57,7 @@ class QueryInLoop(Rule):
     guide = (4,)
     warning = QueryInLoopWarning
     reads = "statements of a group"
-    floor = "min_values"
+    floor = ("min_values",)
     thresholds: ClassVar = {
         "min_values": Threshold(5, 5, 10, "different values"),
         "min_seconds": Threshold(0.0, 0.0, 0.05, "database seconds of all of them"),

@@ -58,6 +58,7 @@ class RowByRowWrite(Rule):
     guide = (11,)
     warning = RowByRowWriteWarning
     reads = "writes"
+    floor = ("min_rows", "min_alike", "min_deleted", "min_batch")
     thresholds: ClassVar = {
         "min_rows": Threshold(10, 10, 50, "rows written one by one"),
         "min_alike": Threshold(200, 200, 1_000, "objects set to the same values by one flush"),

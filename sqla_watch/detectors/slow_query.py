@@ -48,7 +48,7 @@ class SlowQuery(Rule):
     guide = (8,)
     warning = SlowQueryWarning
     reads = "slowest statement"
-    floor = "min_seconds"
+    floor = ("min_seconds",)
     thresholds: ClassVar = {"min_seconds": Threshold(0.5, 0.5, 1.0, "seconds of one statement")}
     after = ("database-error",)
 

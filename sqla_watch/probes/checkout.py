@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MappingProxyType
 from typing import Any
 from weakref import ref
 
@@ -65,6 +65,9 @@ holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=Non
 
 def _no_record() -> None:
     """Stands for a weak reference to nothing."""
+
+
+_NONE_SEEN: Mapping[int, list[Activity]] = MappingProxyType({})
 
 
 class Checkout:
@@ -138,7 +141,7 @@ class Checkout:
         """Requests of its owner, or of tasks that this has started, which wait for another connection."""
         self.telemetry: ConnectionTelemetry | None = None
         """Who tells OpenTelemetry of it."""
-        self.activities: dict[int, list[Activity]] = {}
+        self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
     def prepared(self, nanoseconds: int, *, opened: bool) -> None:
@@ -177,9 +180,11 @@ class Checkout:
             return now + watchdog.idle
         computing = bool(used) and self.owner.has_thread and (self.processor_time - used) * 2 > now - looked
         if activities is None:
-            if len(self.activities) >= _MOST_SPANS:
-                del self.activities[min(self.activities, key=lambda moment: len(self.activities[moment]))]
-            activities = self.activities[since] = []
+            seen = dict(self.activities)  # the owner may read it meanwhile
+            if len(seen) >= _MOST_SPANS:
+                del seen[min(seen, key=lambda moment: len(seen[moment]))]
+            activities = seen[since] = []
+            self.activities = seen
         database = database or self._is_working(stack, for_any=True)
         activities.append(Activity(None) if left else activity_of(stack, computing=computing, database=database))
         return now + (now - since)
@@ -377,8 +382,7 @@ class Checkout:
         if taken_in is not None and not taken_in.closed:
             taken_in.pending.append(self.told(finished, waits, returned=True))
         if scope is not None:
-            groups = scope.record.groups
-            location = location_of(groups[0].call_site) if groups else None
+            location = location_of(scope.first_line)
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
             close_scope(scope, quiet=True)

@@ -52,6 +52,10 @@ class _Orm:
         """Class of an ORM SELECT's compile state."""
         self.asking_codes: dict[CodeType, str] = {}
         """Codes of those who load what they need before anybody touches it, and what they are called here."""
+        self.touching_code: CodeType | None = None
+        """Code of what loads an attribute that somebody touches."""
+        self.touching_depths: list[int] = []
+        """How many frames above `_reason` it was met."""
         self.next_runid: Callable[[], int] = itertools.count(1).__next__
         """Gives the number which each object loaded from now on carries."""
 
@@ -75,6 +79,8 @@ class _Orm:
             code = getattr(method, "__code__", None)
             if code is not None:
                 self.asking_codes[code] = name
+        attribute = getattr(sys.modules.get("sqlalchemy.orm.attributes"), "InstrumentedAttribute", None)
+        self.touching_code = getattr(getattr(attribute, "__get__", None), "__code__", None)
         self.next_runid = _counter_of(getattr(loading, "_new_runid", None)) or self.next_runid
 
 
@@ -194,17 +200,35 @@ def _step(attribute: Any) -> tuple[str, str, bool]:
 def _reason() -> str:
     """Return who asked for a load that looks lazy: `immediate` for immediateload, `delete` for session.delete.
 
-    Told by a frame of theirs; empty for anybody else.
+    Told by a frame of theirs; empty for anybody else. Nearly always somebody touches an attribute, and what SQLAlchemy
+    then does lies as many frames above as the last time: to look there costs a twentieth of going there.
     """
+    touching = orm.touching_code
+    for depth in orm.touching_depths:
+        try:
+            if sys._getframe(depth).f_code is touching:
+                return ""
+        except ValueError:  # fewer frames than that
+            break
     frame: Any = sys._getframe(2)
     codes = orm.asking_codes
-    for _ in range(24):
+    for depth in range(2, _FAR):
         if frame is None:
             return ""
-        if frame.f_code in codes:
-            return codes[frame.f_code]
+        code = frame.f_code
+        if code is touching:
+            if len(orm.touching_depths) < _MOST_DEPTHS and depth not in orm.touching_depths:
+                orm.touching_depths.append(depth)
+            return ""
+        if code in codes:
+            return codes[code]
         frame = frame.f_back
     return ""
+
+
+_FAR = 26
+"""Frames among which it is looked for."""
+_MOST_DEPTHS = 4
 
 
 def describe_shape(compiled: Any) -> Shape | None:

@@ -50,8 +50,7 @@ def _note_parents(counter: RowCounter, key: tuple[int, ...], rows: Any) -> None:
 class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
     """Fetches from the cursor as the default strategy does; counter and strategy in one object, for speed."""
 
-    key: tuple[int, ...] = ()
-    """Positions of the queried class's primary key, where parents are to be counted."""
+    __slots__ = ()
 
     # ruff: noqa: D102 - documented by SQLAlchemy's own class
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:

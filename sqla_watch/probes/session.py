@@ -21,7 +21,7 @@ from sqlalchemy import event
 
 from sqla_watch import registry
 from sqla_watch.callsite import DATABASE, USER, call_site, user_code
-from sqla_watch.facts import CallSite, Flush, FlushCause, SessionEvent, SessionUse, site_of
+from sqla_watch.facts import Flush, FlushCause, SessionEvent, SessionUse, site_of
 from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout, tell
 from sqla_watch.probes.door import Door, Probe
@@ -41,19 +41,16 @@ class OpenFlush:
     """A flush that runs; the statements in it add themselves."""
 
     __slots__ = (
-        "_session", "before", "cause", "key", "objects", "scope", "serial", "site", "started", "statements",
-        "transaction",
+        "_session", "before", "key", "objects", "scope", "serial", "started", "statements", "transaction",
     )  # fmt: skip
 
-    def __init__(self, session: Any, cause: FlushCause, site: CallSite | None, objects: int) -> None:
+    def __init__(self, session: Any, objects: int) -> None:
         self.serial = _next_flush()
         before = flushing.get()
         self.before: OpenFlush | None = before if before is not None and before.runs else None
         """The flush in which this one runs: a listener of the application's may flush another session."""
         self._session = ref(session)
         self.key: int = session.hash_key
-        self.cause = cause
-        self.site = site
         self.objects = objects
         self.statements = 0
         self.transaction = 0
@@ -82,6 +79,8 @@ class _SessionDoor(Probe):
         self._lock = threading.Lock()
         self._doors: list[Door] = []
         self._codes: dict[CodeType, FlushCause] = {}
+        self._files: set[str] = set()
+        """Where these codes are: to hash a code takes ten times as long as to look up its file."""
         self._listening: list[tuple[str, Any]] = []
 
     def start(self) -> None:
@@ -111,6 +110,7 @@ class _SessionDoor(Probe):
             code = getattr(getattr(owner, method, None), "__code__", None)
             if code is not None:
                 self._codes[code] = cause
+                self._files.add(code.co_filename)
         self._listening = [
             ("before_flush", self._before_flush),
             ("after_flush", self._after_flush),
@@ -146,10 +146,8 @@ class _SessionDoor(Probe):
         if not self.open:
             return
         try:
-            frame: FrameType | None = sys._getframe(1)  # not this one, which would keep itself and all below alive
-            cause = self._cause(frame)
             objects = len(session._new) + len(session._deleted) + len(session.identity_map._modified)
-            flushing.set(OpenFlush(session, cause, call_site(frame), objects))
+            flushing.set(OpenFlush(session, objects))
         except Exception:
             self.fault()
 
@@ -160,8 +158,10 @@ class _SessionDoor(Probe):
         try:
             flushing.set(flush.before)
             if flush.statements and flush.scope is not None:
+                # Not this frame, which would keep itself and all below alive; nor the two of the event's dispatch.
+                cause, frame = self._cause(sys._getframe(2))
                 fact = Flush(
-                    flush.serial, flush.key, flush.cause, flush.site, flush.statements, flush.objects, flush.started,
+                    flush.serial, flush.key, cause, call_site(frame), flush.statements, flush.objects, flush.started,
                     clock(), active.get(), flush.transaction,
                 )  # fmt: skip
                 flush.scope.pending.append(fact)
@@ -178,18 +178,25 @@ class _SessionDoor(Probe):
         except Exception:
             self.fault()
 
-    def _cause(self, frame: FrameType | None) -> FlushCause:
-        """Return what made the session flush, told by the frames between the flush and the user's code."""
+    def _cause(self, frame: FrameType | None) -> tuple[FlushCause, FrameType | None]:
+        """Return what made the session flush, told by the frames between the flush and the user's code; and the last
+        of them that was looked at."""
+        kinds, codes, files = user_code.kinds, self._codes, self._files
         for _ in range(30):
-            if frame is None or user_code.kind(frame.f_code.co_filename) != DATABASE:
+            if frame is None:
                 break
-            cause = self._codes.get(frame.f_code)
-            if cause is FlushCause.COMMIT and getattr(frame.f_locals.get("self"), "nested", False):
-                return FlushCause.SAVEPOINT
-            if cause is not None:
-                return cause
+            code = frame.f_code
+            filename = code.co_filename
+            if filename in files:
+                cause = codes.get(code)
+                if cause is FlushCause.COMMIT and getattr(frame.f_locals.get("self"), "nested", False):
+                    cause = FlushCause.SAVEPOINT
+                if cause is not None:
+                    return cause, frame
+            elif (kinds[filename] if filename in kinds else user_code.kind(filename)) != DATABASE:
+                break
             frame = frame.f_back
-        return FlushCause.EXPLICIT
+        return FlushCause.EXPLICIT, frame
 
 
 session_door = _SessionDoor()

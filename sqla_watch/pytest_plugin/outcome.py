@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["Outcome", "identity"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which takes ten times as long to make, once for each test
 class Outcome:
     """What one test made the database do, in its call phase. Plain data, which goes between processes as JSON.
 

@@ -101,16 +101,18 @@ class Run:
             pytest.UsageError: pyproject.toml or the environment have a mistake.
         """
         if self._watching is None:
-            from sqla_watch.pytest_plugin.watched import WatchedTests
+            from sqla_watch.pytest_plugin.watched import Reports, WatchedTests
             from sqla_watch.settings import SettingsError
 
-            in_junit = bool(getattr(self._config.option, "xmlpath", None))
             try:
-                take = None if self._is_worker else self._take
-                self._watching = WatchedTests(self.options, self._known, self._measured, in_junit=in_junit, take=take)
+                self._watching = WatchedTests(self.options, self._known, self._measured, self._take)
             except SettingsError as error:
                 raise pytest.UsageError(f"sqla_watch: {error}") from None
             self._config.pluginmanager.register(self._watching, "sqla_watch_tests")
+            in_junit = bool(getattr(self._config.option, "xmlpath", None))
+            if self._is_worker or in_junit:
+                reports = Reports(for_controller=self._is_worker, in_junit=in_junit)
+                self._config.pluginmanager.register(reports, "sqla_watch_reports")
         return self._watching
 
     def close(self) -> None:
@@ -176,14 +178,19 @@ class Run:
         outcomes = self.outcomes
         explicit = self.options.mode in ("warn", "fail")
         if explicit and terminalreporter.verbosity > -2:
-            from sqla_watch.pytest_plugin import measured, summary
+            from sqla_watch.pytest_plugin import summary
 
+            grown = {}
+            if self._measured:
+                from sqla_watch.pytest_plugin import measured
+
+                grown = measured.grown(self._measured, outcomes)
             summary.write(
                 terminalreporter,
                 outcomes,
                 known=self._known_identities,
                 unused=self._unused,
-                grown=measured.grown(self._measured, outcomes),
+                grown=grown,
             )
         budgets = sum(bool(outcome.budget) for outcome in outcomes)
         if budgets and not any(outcome.engines for outcome in outcomes):

@@ -9,11 +9,11 @@ import json
 import sys
 import unittest
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sqla_watch.pytest_plugin.baseline import Baseline
 from sqla_watch.pytest_plugin.marks import FAIL_ON, Demands, demands, demands_of_mark, is_mark_of_ours
 from sqla_watch.pytest_plugin.options import Options
 from sqla_watch.pytest_plugin.outcome import Outcome, identity
@@ -29,7 +29,10 @@ from sqla_watch.testing.watching import (
     settings_without_rules,
 )
 
-__all__ = ["CallScope", "WatchedTests"]
+if TYPE_CHECKING:
+    from sqla_watch.pytest_plugin.baseline import Baseline
+
+__all__ = ["CallScope", "Reports", "WatchedTests"]
 
 TIMELINE = 5_000
 """Statements of a test that are kept one by one, for a report's waterfall or a snapshot."""
@@ -40,14 +43,13 @@ _test_of = pytest.StashKey["WatchedTest | None"]()
 class CallScope(TestScope):
     """The scope of a test's call phase: what the fixture `sqla_watch` is."""
 
-    __slots__ = ("_file", "_name", "_snapshots", "_update_snapshots")
+    __slots__ = ("_item", "_snapshots", "_update_snapshots")
 
     is_whole_test = True
 
     def __init__(self, item: pytest.Item, settings: Settings, timeline: int, *, update_snapshots: bool) -> None:
         super().__init__(item.nodeid, settings, timeline)
-        self._file = item.path
-        self._name = item.nodeid.partition("::")[2].replace("::", ".") or item.name
+        self._item = item
         self._snapshots = 0
         self._update_snapshots = update_snapshots
 
@@ -63,8 +65,10 @@ class CallScope(TestScope):
         from sqla_watch.pytest_plugin import snapshots
 
         self._snapshots += 1
-        name = self._name if self._snapshots == 1 else f"{self._name}-{self._snapshots}"
-        snapshots.check(self._file, name, snapshots.statements_of(self), self._update_snapshots)
+        name = self._item.nodeid.partition("::")[2].replace("::", ".") or self._item.name
+        if self._snapshots > 1:
+            name = f"{name}-{self._snapshots}"
+        snapshots.check(self._item.path, name, snapshots.statements_of(self), self._update_snapshots)
 
 
 class WatchedTest:
@@ -93,11 +97,10 @@ class WatchedTest:
         self._setup_seconds = 0.0
         self._finished = False
         self.outcome: Outcome | None = None
-        self.failure: CheckFailed | None = None
 
     def open_setup(self) -> None:
         """Record what fixtures do, apart from the test."""
-        self._setup = TestScope(f"{self._item.nodeid} (setup)", settings_without_rules())
+        self._setup = self._watching.fixtures_scope(f"{self._item.nodeid} (setup)")
         self._setup.open()
 
     def close_setup(self) -> None:
@@ -105,7 +108,9 @@ class WatchedTest:
         setup, self._setup = self._setup, None
         if setup is not None:
             setup.finish()
-            if not setup.is_untouched:
+            if setup.is_untouched:
+                self._watching.unused_scope = setup
+            else:
                 self._setup_statements += setup.statements
                 self._setup_seconds += setup.database_seconds
 
@@ -156,22 +161,25 @@ class WatchedTest:
             self.scope.finish(error)
         finally:
             self.outcome = self._outcome(completed=error is None)
+            self._watching.take(self.outcome)
 
     def _outcome(self, *, completed: bool) -> Outcome:
         scope, item, options = self.scope, self._item, self._watching.options
         numbers = _NOTHING if scope.is_untouched else _numbers(scope)
         root = str(item.config.rootpath)
-        allow = self._wanted.allow
-        found = [] if scope.is_untouched else scope.findings
-        findings = findings_told(
-            (finding for finding in found if not any(each.matches(finding) for each in allow)), root
-        )
-        known = self._watching.known
-        failing = {
-            identity(finding)
-            for finding in findings
-            if finding["rule"] in self._fail_on and not (known is not None and known.knows(identity(finding)))
-        }
+        findings: list[dict[str, Any]] = []
+        failing: set[str] = set()
+        if not scope.is_untouched and (found := scope.findings):
+            allow = self._wanted.allow
+            findings = findings_told(
+                (finding for finding in found if not any(each.matches(finding) for each in allow)), root
+            )
+            known = self._watching.known
+            failing = {
+                identity(finding)
+                for finding in findings
+                if finding["rule"] in self._fail_on and not (known is not None and known.knows(identity(finding)))
+            }
         budget = self._wanted.budget
         measured = self._watching.measured.get(item.nodeid)
         if measured is not None:
@@ -220,8 +228,10 @@ class WatchedTest:
         others = [finding for finding in outcome.findings if finding not in failing] if outcome.over else []
         root = str(self._item.config.rootpath)
         text = describe(heads, outcome.by_line, [*failing, *others], outcome.statements, root)
-        self.failure = CheckFailed(text, outcome.over, failing)
-        raise self.failure
+        failure = CheckFailed(text, outcome.over, failing)
+        shown = self._item.repr_failure
+        self._item.repr_failure = partial(_shown_plainly, self._item, failure, shown)  # type: ignore[method-assign]
+        raise failure
 
     def _source(self, limit: str, outcome: Outcome) -> str:
         """Return where a limit is from, if no one has written it down by hand."""
@@ -238,8 +248,7 @@ class WatchedTests:
         options: What was asked for.
         known: The baseline.
         measured: The measured budgets, by node id.
-        in_junit: Whether JUnit's XML is to have each test's numbers.
-        take: Takes what each test came to; None in a worker of pytest-xdist, where the test's report takes it along.
+        take: Takes what each test came to.
 
     Raises:
         SettingsError: pyproject.toml or the environment have a mistake.
@@ -250,15 +259,15 @@ class WatchedTests:
         options: Options,
         known: Baseline | None,
         measured: Mapping[str, int],
-        *,
-        in_junit: bool,
-        take: Callable[[Outcome], None] | None,
+        take: Callable[[Outcome], None],
     ) -> None:
         self.options = options
-        self._take = take
+        self.take = take
+        self._latest: pytest.Item | None = None
         self._unwatched: pytest.Item | None = None
         """The test that is running without being watched."""
-        self.in_junit = in_junit
+        self.unused_scope: TestScope | None = None
+        """One of fixtures that sent nothing, for those of the next test."""
         self.known = known
         self.measured = measured
         hold_engines()
@@ -292,34 +301,14 @@ class WatchedTests:
             if test is not None:  # it has asked for the fixture meanwhile, by name
                 test.scope.finish(sys.exception())
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-        """Put on the report what the test came to."""
-        report: pytest.TestReport = yield
-        test = item.stash.get(_test_of, None)
-        if call.when == "teardown":
-            item.stash[_test_of] = None  # items are kept to the end of the run
-        if test is None or call.when != "call" or test.outcome is None:
-            return report
-        if self._take is not None:
-            self._take(test.outcome)
-        else:  # to the controller as text: not all that a file may be called goes through execnet
-            report.sqla_watch = json.dumps(test.outcome.to_dict())  # type: ignore[attr-defined]
-        if self.in_junit:
-            from sqla_watch.pytest_plugin.exports import junit_properties
-
-            # The report of the teardown, whose properties JUnit's XML has, is made of the item's; it may be a rerun.
-            others = [pair for pair in item.user_properties if not pair[0].startswith("sqla_watch.")]
-            item.user_properties[:] = [*others, *junit_properties(test.outcome)]
-            report.user_properties = list(item.user_properties)
-        if test.failure is not None and call.excinfo is not None and call.excinfo.value is test.failure:
-            _show_plainly(report, call.excinfo, item)
-        return report
-
     def begin(self, item: pytest.Item, *, has_fixture: bool) -> WatchedTest | None:
         """Return a new run of a test, or None for one that is not watched."""
         __tracebackhide__ = True
         test: WatchedTest | None = None
+        if self._latest is not None and self._latest is not item:
+            self._latest.stash[_test_of] = None  # items are kept to the end of the run
+        self._latest = item
+        vars(item).pop("repr_failure", None)  # of a run before this one
         try:
             wanted = wanted_of(item, self.options, has_fixture=has_fixture)
             if wanted is not None:
@@ -340,10 +329,50 @@ class WatchedTests:
                 test.scope.open()
         return test.scope
 
-    @staticmethod
-    def close() -> None:
+    def fixtures_scope(self, name: str) -> TestScope:
+        """Return a scope for what the fixtures of a test send, which mostly is nothing."""
+        unused, self.unused_scope = self.unused_scope, None
+        if unused is None:
+            return TestScope(name, settings_without_rules())
+        unused.name = name
+        return unused
+
+    def close(self) -> None:
         """Leave engines as they were."""
+        if self._latest is not None:
+            self._latest.stash[_test_of] = None
         release_engines()
+
+
+class Reports:
+    """Puts on the reports of tests what they came to, for those who read only reports.
+
+    Args:
+        for_controller: Whether this is a worker of pytest-xdist, from which nothing but the report gets out.
+        in_junit: Whether JUnit's XML is to have each test's numbers.
+    """
+
+    def __init__(self, *, for_controller: bool, in_junit: bool) -> None:
+        self._for_controller = for_controller
+        self._in_junit = in_junit
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        """Put on the report what the test came to."""
+        report: pytest.TestReport = yield
+        test = item.stash.get(_test_of, None)
+        if test is None or call.when != "call" or test.outcome is None:
+            return report
+        if self._for_controller:  # as text: not all that a file may be called goes through execnet
+            report.sqla_watch = json.dumps(test.outcome.to_dict())  # type: ignore[attr-defined]
+        if self._in_junit:
+            from sqla_watch.pytest_plugin.exports import junit_properties
+
+            # The report of the teardown, whose properties JUnit's XML has, is made of the item's; it may be a rerun.
+            others = [pair for pair in item.user_properties if not pair[0].startswith("sqla_watch.")]
+            item.user_properties[:] = [*others, *junit_properties(test.outcome)]
+            report.user_properties = list(item.user_properties)
+        return report
 
 
 _NOTHING: dict[str, Any] = {
@@ -388,13 +417,12 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
             wanted = wanted.under(demands("hook pytest_sqla_watch", given))
             asked = by_rule = True
     # The farthest first; behind them those of the parameter set, which pytest has among those of the function.
-    marks = list(item.iter_markers())[::-1]
-    of_parameters = getattr(getattr(item, "callspec", None), "marks", ())
+    marks = [mark for mark in item.iter_markers() if is_mark_of_ours(mark, item.config)][::-1]
+    of_parameters = getattr(getattr(item, "callspec", None), "marks", ()) if marks else ()
     for mark in sorted(marks, key=lambda mark: mark in of_parameters):
-        if is_mark_of_ours(mark, item.config):
-            wanted = wanted.under(demands_of_mark(mark))
-            asked = True
-            by_rule = by_rule or mark.name == "sqla_watch"
+        wanted = wanted.under(demands_of_mark(mark))
+        asked = True
+        by_rule = by_rule or mark.name == "sqla_watch"
     if not asked:
         return None
     fail_on = wanted.fail_on
@@ -403,12 +431,16 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
     return wanted, fail_on
 
 
-def _show_plainly(report: pytest.TestReport, failure: pytest.ExceptionInfo[BaseException], item: pytest.Item) -> None:
+def _shown_plainly(
+    item: pytest.Item, failure: CheckFailed, shown: Any, raised: pytest.ExceptionInfo[BaseException]
+) -> Any:
     """Show a failure of ours without a traceback, which has no line of the test in it: as a failure at the test."""
-    shown = failure.getrepr(style="value")
-    if shown.reprcrash is not None:
+    if raised.value is not failure:
+        return shown(raised)
+    plain = raised.getrepr(style="value")
+    if plain.reprcrash is not None:
         file, line, _ = item.location
-        shown.reprcrash.path = str(item.config.rootpath / file)
-        shown.reprcrash.lineno = (line or 0) + 1
-        shown.reprcrash.message = str(failure.value).partition("\n")[0]
-    report.longrepr = shown
+        plain.reprcrash.path = str(item.config.rootpath / file)
+        plain.reprcrash.lineno = (line or 0) + 1
+        plain.reprcrash.message = str(failure).partition("\n")[0]
+    return plain

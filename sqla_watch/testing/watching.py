@@ -18,11 +18,13 @@ import sqla_watch
 from sqla_watch import registry
 from sqla_watch.callsite import location_of
 from sqla_watch.detectors import RULES, judge, worst_first
-from sqla_watch.facts import CallSite, StatementGroup
+from sqla_watch.facts import CallSite, Fact, StatementGroup
 from sqla_watch.findings import Finding, FindingRaised, Location
 from sqla_watch.fingerprint import Fingerprint
+from sqla_watch.glance import FEW
 from sqla_watch.installation import Watch
 from sqla_watch.probes.door import Door
+from sqla_watch.record import Record
 from sqla_watch.reporters import deliver
 from sqla_watch.scopes import MOST_FINDINGS, Scope, current, current_scope, scope
 from sqla_watch.settings import Action, Settings
@@ -76,7 +78,7 @@ class TestScope(Scope):
         timeline: How many statements it keeps one by one, if not as many as the settings say.
     """
 
-    __slots__ = ("_by_line", "_own_groups", "judged_by")
+    __slots__ = ("_by_line", "_own_facts", "_own_groups", "judged_by")
     __test__ = False  # pytest would take it for a class of tests
 
     is_whole_test = False
@@ -90,12 +92,14 @@ class TestScope(Scope):
         """Of the scopes inside of it that are closed."""
         self._own_groups: list[StatementGroup] = []
         """Of itself, once it is closed: added up by line only where somebody asks, as for a test that fails."""
+        self._own_facts: list[Fact] = []
+        """The same, of a scope that was not put in groups yet."""
 
     @property
     def lines(self) -> list[LineStatements]:
         """The statements so far by the line that sent them, those first of which there were most."""
         lines = {key: line.copy() for key, line in self._by_line.items()}
-        _add_groups(lines, self._own_groups if self.closed else self.record.groups)
+        _add_groups(lines, self._groups_of_its_own())
         return [line.told() for line in sorted(lines.values(), key=lambda line: (-line.count, -line.nanoseconds))]
 
     @property
@@ -136,8 +140,9 @@ class TestScope(Scope):
         return self._record is None and not self.pending
 
     def open(self) -> None:
-        """Begin to take in what is sent."""
+        """Begin to take in what is sent; again, of one that was untouched when it was finished."""
         watch_engines()
+        self.closed = False
         self.parent = current_scope() or (None if self.is_whole_test else running.whole_test)
         self.started_at = time.time()
         self.started = time.perf_counter_ns()
@@ -203,7 +208,19 @@ class TestScope(Scope):
 
     def keep_own(self) -> None:
         """Keep what it is about to forget itself."""
-        self._own_groups = self.record.groups
+        if self._record is None and len(self.pending) <= FEW:
+            self._own_facts = list(self.pending)
+        else:
+            self._own_groups = self.record.groups
+
+    def _groups_of_its_own(self) -> list[StatementGroup]:
+        if not self.closed:
+            return self.record.groups
+        if self._own_facts:
+            again = Record()
+            again.take(self._own_facts)
+            self._own_groups, self._own_facts = again.groups, []
+        return self._own_groups
 
 
 class _Line:
