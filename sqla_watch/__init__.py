@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from sqla_watch.scopes import Scope, carry, current_scope, scope
     from sqla_watch.settings import Action, Profile, RuleSettings, Settings, SettingsError
     from sqla_watch.snapshot import OpenConnection, PoolState, Snapshot, dump, dump_on_signal
+    from sqla_watch.telemetry import Telemetry
 
 __version__ = "0.1.0"
 
@@ -111,6 +112,7 @@ __all__ = [
     "Snapshot",
     "SqlaWatchError",
     "SqlaWatchWarning",
+    "Telemetry",
     "UncachedStatementWarning",
     "UnreadRowsWarning",
     "UnusedEagerLoadWarning",
@@ -144,6 +146,7 @@ _HOMES = {
     "sqla_watch.scopes": ("Scope", "carry", "current_scope", "scope"),
     "sqla_watch.settings": ("Action", "Profile", "RuleSettings", "Settings", "SettingsError"),
     "sqla_watch.snapshot": ("OpenConnection", "PoolState", "Snapshot", "dump", "dump_on_signal"),
+    "sqla_watch.telemetry": ("Telemetry",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

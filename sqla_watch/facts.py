@@ -138,7 +138,10 @@ class RowCounter:
     The statement may have been added up already when its rows come; then they go to its group and record, too.
     """
 
-    __slots__ = ("elapsed", "group", "key", "nanoseconds", "noted", "parents", "record", "rows", "streamed", "unread")
+    __slots__ = (
+        "elapsed", "fetched_at", "group", "key", "nanoseconds", "noted", "parents", "record", "rows", "streamed",
+        "unread",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.streamed = False
@@ -147,6 +150,8 @@ class RowCounter:
         self.nanoseconds = 0
         self.elapsed = 0
         """Nanoseconds of the statement with the fetches so far, once it is in a group."""
+        self.fetched_at = 0
+        """When its last rows were fetched in one piece; 0 for one by one."""
         self.group: StatementGroup | None = None
         self.record: Record | None = None
         """Where the statement was counted; None as long as it was not."""

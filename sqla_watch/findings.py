@@ -116,6 +116,9 @@ class Finding:
     """How many statements it is about."""
     database_seconds: float = 0.0
     """Seconds the database layer spent on those statements."""
+    started: int = 0
+    """When that which it is about began and ended, nanoseconds of `time.perf_counter_ns`; 0 if that is not known."""
+    finished: int = 0
 
     @property
     def identity(self) -> tuple[str, str, str, str]:

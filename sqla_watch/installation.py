@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.util import find_spec
+from operator import is_
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -26,16 +30,21 @@ from sqla_watch.probes.dialect import watch_dialect
 from sqla_watch.probes.door import Door, logger
 from sqla_watch.probes.engine import describe_engine, describe_server
 from sqla_watch.probes.greenlets import watch_missing_greenlets
-from sqla_watch.probes.pool import unwatch_pool, watch_pool
+from sqla_watch.probes.pool import listen, unwatch_pool, watch_pool
 from sqla_watch.probes.rows import following
 from sqla_watch.probes.session import session_door
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import Scope, scope
 from sqla_watch.settings import Settings, SettingsError
 from sqla_watch.snapshot import Snapshot, take_snapshot
+from sqla_watch.telemetry import AwaitingProvider, PoolTelemetry, Telemetry, provider_is_set
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry, Signals
 
 __all__ = ["Watch", "install", "uninstall"]
 
@@ -49,7 +58,49 @@ class _Probed:
     def __init__(self, engine: Engine) -> None:
         self.holders: set[Watch] = set()
         self.door: Door = watch_dialect(engine.dialect)
+        self.telemetry: EngineTelemetry | None = None
+        self.told_for: tuple[Any, ...] = ()
+        """What its telemetry was made of: settings and providers."""
         watch_pool(engine.pool)
+
+    def configure_telemetry(self, engine: Engine) -> None:
+        """Have one telemetry on the engine, that of the latest watch which asks for it; or none."""
+        watch = self._telling()
+        wanted: tuple[Any, ...] = ()
+        if watch is not None:
+            wanted = (watch.settings, watch.telemetry, *watch.providers)
+        if len(wanted) == len(self.told_for) and all(map(is_, wanted, self.told_for)):
+            return
+        if self.told_for:
+            listen(engine.dialect, engine.pool, None)
+        if self.telemetry is not None:
+            self.telemetry.close()
+            self.telemetry = None
+        self.told_for = wanted
+        if watch is None:
+            return
+        if watch.telemetry is None:
+            found = ref(engine)
+            listen(engine.dialect, engine.pool, AwaitingProvider(lambda: _begin_telling(found())))
+            return
+        from sqla_watch.integrations.opentelemetry.engine import start
+
+        self.telemetry = start(engine, *wanted)
+
+    def _telling(self) -> Watch | None:
+        """Return the watch that says what is told of the engine; None if nothing is, nor will be.
+
+        A watch of this engine comes before one of every engine, and a later one before an earlier one; one that says
+        nothing leaves it to the next, and if all do so, to whether there is a provider.
+        """
+        holders = [watch for watch in reversed(registry.watches) if watch in self.holders and isinstance(watch, Watch)]
+        automatic = None
+        for watch in sorted(holders, key=lambda each: each.everything):
+            if watch.settings.telemetry is not None:
+                return watch if watch.settings.telemetry else automatic
+            if automatic is None and watch.may_tell:
+                automatic = watch
+        return automatic
 
     def remove(self, engine: Engine) -> None:
         self.door.close()
@@ -71,6 +122,9 @@ class Watch:
 
     def __init__(self, settings: Settings, everything: bool) -> None:
         self.settings = settings
+        self.providers: tuple[TracerProvider | None, MeterProvider | None] = (None, None)
+        """Where OpenTelemetry is told, where the settings say so; None for the global providers."""
+        self._signals: Signals | None = None
         self.everything = everything
         """Whether it watches every engine of the process, also those still to come."""
         self.reporters: list[Callable[[Scope], None]] = []
@@ -81,6 +135,22 @@ class Watch:
     def engines(self) -> list[Engine]:
         """The engines it watches."""
         return list(self._engines)
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What is told to OpenTelemetry; None for nothing, or for nothing yet because there is no provider."""
+        said = self.settings.telemetry
+        if said is None:
+            return _AUTOMATIC if self.may_tell and provider_is_set() else None
+        assert said is False or isinstance(said, Telemetry)
+        return said or None
+
+    @property
+    def may_tell(self) -> bool:
+        """Whether OpenTelemetry is told now or as soon as there is a provider."""
+        if self.settings.telemetry is not None:
+            return self.settings.telemetry is not False
+        return _could_be_told()
 
     def snapshot(self) -> Snapshot:
         """Return what is open now of its engines: connections that are out, their transactions, the pools.
@@ -141,6 +211,7 @@ class Watch:
             for engine in list(self._engines):
                 _release(engine, self)
             self._engines.clear()
+            self._configure_telemetry()
             if not any(isinstance(watch, Watch) and watch.everything for watch in registry.watches):
                 _future.close()
             _configure()
@@ -163,6 +234,29 @@ class Watch:
                     logger.exception("sqla_watch: the settings of an engine could not be read; please report this")
             probed.holders.add(self)
             self._engines.add(engine)
+            probed.configure_telemetry(engine)
+
+    def _configure_telemetry(self) -> None:
+        """Tell OpenTelemetry of scopes and engines as the settings say; nothing of it is imported where they do not."""
+        signals = None
+        if self.telemetry is not None:
+            from sqla_watch.integrations.opentelemetry import signals_of
+
+            signals = signals_of(*self.providers)
+        if signals is not self._signals:
+            if self._signals is not None and self._signals.report in self.reporters:
+                self.reporters.remove(self._signals.report)
+            if signals is not None:
+                self.reporters.append(signals.report)
+            self._signals = signals
+        used = {watch._signals: None for watch in registry.watches if isinstance(watch, Watch) and watch._signals}
+        is_awaited = any(
+            isinstance(watch, Watch) and watch.may_tell and watch.telemetry is None for watch in registry.watches
+        )
+        registry.opening[:] = [*([_look_for_provider] if is_awaited else []), *(signals.opening for signals in used)]
+        registry.answering[:] = [signals.answering for signals in used]
+        for engine in self._engines:
+            _probed[engine].configure_telemetry(engine)
 
     def __enter__(self) -> Watch:
         return self
@@ -250,12 +344,22 @@ def _with_same_arguments(original: Any, afterwards: Callable[[Engine], None]) ->
 _future = _FutureEngines()
 
 
-def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | None = None) -> Watch:
+def install(
+    engine: Engine | AsyncEngine | None = None,
+    *,
+    settings: Settings | None = None,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> Watch:
     """Watch an engine, or every engine of the process.
 
     Args:
         engine: An `Engine` or `AsyncEngine`; None for all engines, those that exist and those still to come.
         settings: Settings from code; pyproject.toml and `SQLA_WATCH_*` in the environment are stronger.
+        tracer_provider: Where OpenTelemetry's spans go, instead of to the global provider. To give one, or a
+            `meter_provider`, means `telemetry=True` where the settings do not say what is told. Without them, and
+            without a word in the settings, the global providers are told as soon as the application has set one.
+        meter_provider: Where its metrics go.
 
     Returns:
         The watch. Installing again on the same engine returns the same watch, with the new settings if any are
@@ -263,7 +367,8 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
 
     Raises:
         TypeError: `engine` is no engine.
-        SettingsError: The settings, pyproject.toml or the environment have a mistake.
+        SettingsError: The settings, pyproject.toml or the environment have a mistake; or they ask for telemetry, and
+            the extra `otel` is not installed.
 
     Example::
 
@@ -273,13 +378,19 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
     target = None if engine is None else _engine_of(engine)
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError(f"install() takes settings as sqla_watch.Settings(...), not {settings!r}")
+    providers = (tracer_provider, meter_provider)
     with _lock:
         watch = _installed(target)
+        given = providers if providers != (None, None) or watch is None else watch.providers
+        if watch is None or settings is not None or given != watch.providers:
+            loaded = _with_telemetry(Settings.load(settings) if watch is None or settings else watch.settings, given)
+        else:
+            loaded = watch.settings
         if watch is None:
-            watch = Watch(Settings.load(settings), everything=target is None)
+            watch = Watch(loaded, everything=target is None)
             registry.watches.append(watch)
-        elif settings is not None:
-            watch.settings = Settings.load(settings)
+        watch.settings, watch.providers = loaded, given
+        watch._configure_telemetry()
         _configure()
         _everywhere.open()
         if target is not None:
@@ -289,6 +400,68 @@ def install(engine: Engine | AsyncEngine | None = None, *, settings: Settings | 
             for each in _existing_engines():
                 watch._add(each)
         return watch
+
+
+_AUTOMATIC = Telemetry()
+"""What is told where nobody has said what."""
+
+
+def _could_be_told() -> bool:
+    """Whether OpenTelemetry's API is installed, and its SDK not switched off. Nothing is imported."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    return "opentelemetry" in sys.modules or find_spec("opentelemetry") is not None
+
+
+def _look_for_provider(scope: Scope) -> None:
+    """Begin to tell OpenTelemetry once the application has given it a provider; asked with each scope (0.2 µs)."""
+    if provider_is_set() and _begin_telling_of_all():
+        for opening in registry.opening:
+            if opening is not _look_for_provider:
+                opening(scope)
+
+
+def _begin_telling(engine: Engine | None) -> PoolTelemetry | None:
+    """Begin to tell OpenTelemetry, now that there is a provider; return the telemetry of an engine."""
+    if engine is None or not _begin_telling_of_all():
+        return None
+    probed = _probed.get(engine)
+    return None if probed is None else probed.telemetry
+
+
+def _begin_telling_of_all() -> bool:
+    """Configure the telemetry of all watches anew. Returns whether that could be done; it raises nothing."""
+    if not _lock.acquire(blocking=False):  # somebody installs: the next scope, or checkout, asks again
+        return False
+    try:
+        for watch in list(registry.watches):
+            if isinstance(watch, Watch):
+                watch._configure_telemetry()
+        return True
+    except Exception:
+        logger.exception("sqla_watch: OpenTelemetry has a provider, but cannot be told; please report this")
+        for watch in list(registry.watches):
+            if isinstance(watch, Watch) and watch.settings.telemetry is None:
+                watch.settings = replace(watch.settings, telemetry=False)
+                watch._configure_telemetry()
+        return False
+    finally:
+        _lock.release()
+
+
+def _with_telemetry(settings: Settings, providers: tuple[object, object]) -> Settings:
+    """Return settings that ask for telemetry where providers are given; check that it can be had.
+
+    Raises:
+        SettingsError: It is asked for, and OpenTelemetry is not installed.
+    """
+    if settings.telemetry is None and providers != (None, None):
+        settings = replace(settings, telemetry=True)
+    if not settings.telemetry:
+        return settings
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.trace") is None:
+        raise SettingsError("telemetry is on, but OpenTelemetry is not installed: pip install 'sqla-watch[otel]'")
+    return settings
 
 
 def uninstall() -> None:
@@ -342,6 +515,7 @@ def _release(engine: Engine, watch: Watch) -> None:
     probed = _probed.get(engine)
     if probed is not None:
         probed.holders.discard(watch)
+        probed.configure_telemetry(engine)
         if not probed.holders:
             del _probed[engine]
             probed.remove(engine)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -657,6 +658,15 @@ class Record:
                 active_ignores.get(),
             )
         )
+
+    @contextmanager
+    def spending(self, name: str, budget: Budget) -> Iterator[None]:
+        """Have what was spent of a budget so far noted within a block."""
+        self.spend(name, budget)
+        try:
+            yield
+        finally:
+            self.spent.pop()
 
     def forget(self) -> None:
         """Let go of everything but the totals, once it has been judged."""

@@ -34,6 +34,13 @@ watches: list[Installed] = []
 news: list[Fact] = []
 """Facts about engines, which the next scope takes: they belong to the process, and are told once."""
 
+opening: list[Callable[[Scope], None]] = []
+"""Called with each scope that is opened, before it is; they raise nothing."""
+
+answering: list[Callable[[Scope], None]] = []
+"""Called with the scope of a request, or task, when its answer is about to be complete: what others keep of it, as its
+span, may be over when the scope is closed. They raise nothing."""
+
 fallbacks: list[Scope] = []
 """Scopes for what is sent in none, the innermost last: those of a test that runs, of which its threads know nothing."""
 

@@ -70,8 +70,8 @@ class Scope:
 
     __slots__ = (
         "_findings", "_lock", "_raised", "_record", "_token", "budget", "checkouts", "closed", "finished",
-        "kind", "name", "opened_by", "parent", "pending", "reads", "settings", "started", "started_at",
-        "timeline", "watched_raises",
+        "kind", "name", "opened_by", "own_findings", "parent", "pending", "reads", "settings", "span", "started",
+        "started_at", "timeline", "told", "watched_raises",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +101,12 @@ class Scope:
         self.started_at = time.time()
         self.started = time.perf_counter_ns()
         self.finished = 0
+        self.span: Any = None
+        """Where telemetry is on: the span that it was opened in, or that its first statement was sent in."""
+        self.told: set[tuple[str, ...]] = set()
+        """Keys of the findings that are events of that span already."""
+        self.own_findings: list[Finding] = []
+        """What was found in it once it is closed, without what scopes inside of it have told already."""
         self._findings: list[Finding] = []
         self._raised: set[tuple[str, ...]] = set()
         self._record: Record | None = None
@@ -222,6 +228,21 @@ class Scope:
                 self.timeline.take(islice(pending, number))
             del pending[:number]
 
+    def judge_now(self) -> list[Finding]:
+        """Return what would be found if it closed now, without what scopes inside of it have told."""
+        from sqla_watch.detectors import judge
+
+        record = self.record
+        if self.budget is None:
+            return judge(record, self.settings)
+        with record.spending(self.name, self.budget):
+            return judge(record, self.settings)
+
+    def answer(self) -> None:
+        """Tell those who want to know that the answer of its request, or task, is about to be complete."""
+        for tell in registry.answering:
+            tell(self)
+
     def raise_now(self) -> None:
         """Judge what was seen so far and raise what has the action `raise`, each thing once.
 
@@ -257,6 +278,7 @@ class Scope:
         self.checkouts.clear()
         with self._lock:
             self.closed = True
+            self.own_findings = found
             self._findings = worst_first([*self._findings, *found]) if self._findings else found
         if self.parent is not None and not self.parent.closed:
             self.parent.add_inner(self, self._findings)
@@ -496,6 +518,8 @@ def open_scope(name: str, kind: str, settings: Settings | None = None, *, timeli
     opened = Scope(name, kind, settings, parent, timeline)
     if kind in UNITS:
         opened.opened_by, _ = current_flow()
+    for opening in registry.opening:
+        opening(opened)
     opened._token = current.set(opened)
     return opened
 

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sqla_watch.findings import SqlaWatchError
+from sqla_watch.telemetry import Telemetry
 
 __all__ = ["Action", "Profile", "RuleSettings", "Settings", "SettingsError"]
 
@@ -86,6 +87,8 @@ class Settings:
         timeline: Statements, waits and transactions that a scope keeps one by one, for the waterfall of an HTML report;
             by default 5,000 in development and none in test and production.
         watchdog_seconds: Seconds between two looks of the watchdog's thread at connections that are out; 0 for none.
+        telemetry: What is told to OpenTelemetry: a `Telemetry`, a mapping of its fields, True for its defaults, or
+            False for nothing. None, the default, is True as soon as the application has set a global provider.
 
     Raises:
         SettingsError: A rule, key or value is not known or of the wrong type.
@@ -102,6 +105,7 @@ class Settings:
     implicit_scopes: bool = True
     watchdog_seconds: float = 0.05
     timeline: int | None = None
+    telemetry: Telemetry | Mapping[str, Any] | bool | None = None
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
@@ -122,6 +126,7 @@ class Settings:
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
         object.__setattr__(self, "watchdog_seconds", _watchdog_seconds(source, self.watchdog_seconds))
         _check_timeline(source, self.timeline)
+        object.__setattr__(self, "telemetry", _telemetry(source, self.telemetry))
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
         rules = _resolve(source, Profile(profile), self.rules)
@@ -204,6 +209,9 @@ def _with(settings: Settings, source: _Source) -> Settings:
             changes[key] = value
         elif key == "timeline":
             changes[key] = _check_timeline(source.name, value)
+        elif key == "telemetry":
+            weaker = settings.telemetry
+            changes[key] = _telemetry(source.name, value, weaker if isinstance(weaker, Telemetry) else None)
         elif key == "watchdog_seconds":
             changes[key] = _watchdog_seconds(source.name, value)
         elif key == "profile":
@@ -318,6 +326,13 @@ def _watchdog_seconds(source: str, value: object) -> float:
     return float(value)
 
 
+def _telemetry(source: str, value: object, weaker: Telemetry | None = None) -> Telemetry | Literal[False] | None:
+    try:
+        return Telemetry.of(value, weaker)
+    except ValueError as error:
+        raise SettingsError(f"{source}: telemetry: {error}") from error
+
+
 def _names(source: str, key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise _wrong_type(source, key, value, "a list of path prefixes or package names")
@@ -364,6 +379,8 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
         "IMPLICIT_SCOPES": "implicit_scopes",
         "WATCHDOG_SECONDS": "watchdog_seconds",
         "TIMELINE": "timeline",
+        "TELEMETRY": "telemetry",
+        **{f"TELEMETRY_{each.name.upper()}": f"telemetry.{each.name}" for each in fields(Telemetry)},
     }
     for rule, detector in RULES.items():
         stem = rule.upper().replace("-", "_")
@@ -372,6 +389,7 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
             names[f"{stem}_{threshold.upper()}"] = f"{rule}/{threshold}"
     values: dict[str, Any] = {}
     rules: dict[str, dict[str, str | Number]] = {}
+    telemetry: dict[str, Any] = {}
     for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
@@ -389,10 +407,15 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
             rules.setdefault(rule, {})[key] = check_choice(source, "action", text, [str(each) for each in Action])
         elif separator:
             rules.setdefault(rule, {})[key] = RULES[rule].thresholds[key].check(source, _number(source, key, text))
-        elif setting == "implicit_scopes":
-            if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-                raise _wrong_type(source, setting, text, "true or false")
-            values[setting] = text.lower() in ("true", "1", "yes", "on")
+        elif setting in ("implicit_scopes", "telemetry"):
+            values[setting] = _flag(source, setting, text)
+        elif setting.startswith("telemetry."):
+            name = setting.removeprefix("telemetry.")
+            if name == "slow_seconds":
+                telemetry[name] = _number(source, setting, text)
+            else:
+                telemetry[name] = text if name in ("statements", "application") else _flag(source, setting, text)
+            _telemetry(source, {name: telemetry[name]})
         elif setting == "timeline":
             values[setting] = _check_timeline(source, _number(source, setting, text))
         elif setting == "watchdog_seconds":
@@ -403,7 +426,15 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
             values[setting] = tuple(part.strip() for part in text.split(",") if part.strip())
     if rules:
         values["rules"] = rules
+    if telemetry and values.get("telemetry", True):
+        values["telemetry"] = telemetry
     return _Source("environment", values)
+
+
+def _flag(source: str, key: str, text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise _wrong_type(source, key, text, "true or false")
+    return text.lower() in ("true", "1", "yes", "on")
 
 
 def _number(source: str, key: str, text: str) -> Number:

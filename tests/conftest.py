@@ -21,6 +21,7 @@ from sqla_watch.demo.server import EmbeddedServer, ServerError
 from sqla_watch.ignores import registry as ignores
 from sqla_watch.reporters.logging import pace
 from sqla_watch.scopes import current
+from sqla_watch.telemetry import provider_is_set
 
 CUSTOMERS, ORDERS, ITEMS = 20, 100, 400
 
@@ -89,6 +90,19 @@ def shop_url(database_url: str) -> str:
     return database_url
 
 
+@pytest.fixture(scope="module")
+def server_that_prepares() -> Iterator[str]:
+    """The URL of a PostgreSQL which allows prepared transactions; by default none does."""
+    with EmbeddedServer() as server:
+        engine = create_engine(server.url(), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql("ALTER SYSTEM SET max_prepared_transactions = 10")
+        engine.dispose()
+        server._server.stop()
+        server._server.start()
+        yield server.url()
+
+
 def url_for(url: str, driver: str) -> str:
     """Return the URL for another driver."""
     return make_url(url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
@@ -119,6 +133,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
     for name in list(os.environ):
         if name.startswith("SQLA_WATCH_") and not name.startswith("SQLA_WATCH_TEST_"):
             monkeypatch.delenv(name)
+    assert not provider_is_set(), "a test has left a global provider of OpenTelemetry behind, which all others tell"
     yield
     logger.removeHandler(handler)
     sqla_watch.uninstall()

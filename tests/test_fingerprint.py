@@ -24,7 +24,7 @@ from sqla_watch.fingerprint import LONGEST_TEXT, Fingerprints, read
             "SELECT a FROM t WHERE j ?| array['x'] AND d ->> 'core' = %s",
             "SELECT a FROM t WHERE j ?| array[?] AND d ->> ? = %s",
         ),
-        ("SELECT -1.5e3, 0xFF, .5, 1_0 FROM t", "SELECT -?, ?, ?, ?_0 FROM t"),
+        ("SELECT -1.5e3, 0xFF, .5, 1_0 FROM t", "SELECT -?, ?, ?, ? FROM t"),
         (
             "SELECT a FROM t WHERE b = %(b_1)s::INTEGER AND c = $2",
             "SELECT a FROM t WHERE b = %(b_1)s::INTEGER AND c = $2",

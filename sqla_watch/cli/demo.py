@@ -11,6 +11,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import configure_mappers
 
 import sqla_watch
+from sqla_watch import registry
 from sqla_watch.cli.database import first_line, open_shop
+from sqla_watch.cli.otlp import Export, exporting
 from sqla_watch.cli.summary import entered
 from sqla_watch.demo.scenarios import SCENARIOS, Scenario, Shop
 from sqla_watch.reporters import json
@@ -56,8 +59,9 @@ class Pair:
 @click.command()
 @click.option("--url", metavar="URL", help="Another database, PostgreSQL or SQLite, as in sqlite:///shop.db.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON, too.")
+@click.option("--otlp", metavar="URL", help="Send traces and metrics there, as to http://localhost:4318.")
 @click.option("--force", is_flag=True, help="Replace tables of the same names. Their rows are lost.")
-def demo(url: str | None, json_path: str | None, force: bool) -> int:
+def demo(url: str | None, json_path: str | None, otlp: str | None, force: bool) -> int:
     """Show each mistake and its repair on a small shop.
 
     Starts a PostgreSQL of its own. On a database given by --url the demo makes the tables customers, orders, items,
@@ -66,8 +70,11 @@ def demo(url: str | None, json_path: str | None, force: bool) -> int:
     if json_path is not None:
         json.check(json_path)
     try:
-        with open_shop(url, force=force, say=partial(click.echo, err=True)) as shop:
-            pairs = play(shop)
+        with (
+            nullcontext() if otlp is None else exporting(otlp, "sqla-watch demo") as export,
+            open_shop(url, force=force, say=partial(click.echo, err=True)) as shop,
+        ):
+            pairs = play(shop, export)
             database = _database(shop)
             left_out = {scenario.name: reason for scenario in SCENARIOS if (reason := _why_not(scenario, shop))}
     except SQLAlchemyError as error:
@@ -78,19 +85,24 @@ def demo(url: str | None, json_path: str | None, force: bool) -> int:
     return _verdict(pairs)
 
 
-def play(shop: Shop) -> list[Pair]:
+def play(shop: Shop, export: Export | None = None) -> list[Pair]:
     """Run each mistake and its repair, watched, with the settings of the development profile.
 
     Scenarios that cannot be on the shop's database are left out.
     """
-    watches = [sqla_watch.install(engine) for engine in (shop.engine, shop.small_pool)]
+    providers: dict[str, Any] = {}
+    if export is not None:
+        providers = {"tracer_provider": export.tracer_provider, "meter_provider": export.meter_provider}
+    watches = [sqla_watch.install(engine, **providers) for engine in (shop.engine, shop.small_pool)]
     if shop.async_engine is not None:
-        watches.append(sqla_watch.install(shop.async_engine))
+        watches.append(sqla_watch.install(shop.async_engine, **providers))
+    if export is not None:  # some scenarios make engines of their own
+        watches.append(sqla_watch.install(**providers))
     configure_mappers()
     with shop.engine.connect() as connection:  # the first mistake is not to pay for the first connection
         connection.execute(text("SELECT 1"))
     try:
-        return [_pair(scenario, shop) for scenario in SCENARIOS if not _why_not(scenario, shop)]
+        return [_pair(scenario, shop, export) for scenario in SCENARIOS if not _why_not(scenario, shop)]
     finally:
         for watch in watches:
             watch.uninstall()
@@ -103,21 +115,31 @@ def _why_not(scenario: Scenario, shop: Shop) -> str:
     return scenario.not_on_sqlite if shop.engine.dialect.name == "sqlite" else ""
 
 
-def _pair(scenario: Scenario, shop: Shop) -> Pair:
+def _pair(scenario: Scenario, shop: Shop, export: Export | None) -> Pair:
     # Which attributes are read is followed only while a watch asks for it.
     sqla_watch.install(shop.engine, settings=sqla_watch.Settings(rules=scenario.rules))
-    mistake, wrong_way = _run(scenario.mistake, shop, f"{scenario.name}: mistake", scenario)
-    repair, right_way = _run(scenario.repair, shop, f"{scenario.name}: repair", scenario)
+    mistake, wrong_way = _run(scenario.mistake, shop, f"{scenario.name}: mistake", scenario, export)
+    repair, right_way = _run(scenario.repair, shop, f"{scenario.name}: repair", scenario, export)
     return Pair(scenario, mistake, repair, same_answer=wrong_way == right_way)
 
 
-def _run(function: Callable[[Shop], object], shop: Shop, name: str, scenario: Scenario) -> tuple[Scope, object]:
+def _run(
+    function: Callable[[Shop], object], shop: Shop, name: str, scenario: Scenario, export: Export | None
+) -> tuple[Scope, object]:
     gc.collect()  # what others left behind is not to be counted here: it takes longer than some repairs
-    with warnings.catch_warnings(), entered(Scope(name, "demo", sqla_watch.Settings(rules=scenario.rules))) as scope:
+    settings = sqla_watch.Settings(rules=scenario.rules)
+    with (
+        warnings.catch_warnings(),
+        nullcontext() if export is None else export.tracer.start_as_current_span(name),
+    ):
         warnings.simplefilter("ignore", sqla_watch.SqlaWatchWarning)  # of scopes inside: told at the end
-        answer = function(shop)
-        if inspect.iscoroutine(answer):
-            answer = asyncio.run(answer)
+        with entered(Scope(name, "demo", settings)) as scope:
+            answer = function(shop)
+            if inspect.iscoroutine(answer):
+                answer = asyncio.run(answer)
+        if export is not None:
+            for tell in registry.subscribers():
+                tell(scope)
     if scenario.undo is not None:
         scenario.undo(shop)
     return scope, answer

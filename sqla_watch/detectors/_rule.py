@@ -6,7 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from sqla_watch.callsite import location_of as where
@@ -189,11 +189,23 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
             for found in RULES[rule].find(facts, context):
                 context.claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
-                    findings.append(found.finding)
+                    findings.append(_with_times(found))
         except Exception:
             # A rule which fails must not take the others, or the application, with it.
             logger.exception("sqla_watch: rule %s failed; please report this", rule)
     return worst_first(findings) if findings else findings
+
+
+def _with_times(found: Found) -> Finding:
+    """Return a finding with the time that the facts cover which it is about."""
+    started = [moment for fact in found.about if (moment := getattr(fact, "started", 0))]
+    if not started:
+        return found.finding
+    finished = [
+        getattr(fact, "finished", 0) or getattr(fact, "started", 0) + getattr(fact, "nanoseconds", 0)
+        for fact in found.about
+    ]
+    return replace(found.finding, started=min(started), finished=max(finished))
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -189,6 +189,14 @@ class Request:
             logger.exception("sqla_watch: Server-Timing could not be written; please report this")
             return ""
 
+    def answering(self) -> None:
+        """The last of the response is about to be sent; of WSGI's the first, because nothing tells of its last."""
+        scope = self.scope
+        if registry.answering and scope is not None:
+            scope.name = self.name
+            scope.budget = self._budget_of(scope)
+            scope.answer()
+
     def end(self, error: BaseException | None = None, *, quiet: bool = False) -> None:
         """Close the scope; tell the panel. Called again it does nothing.
 
@@ -216,10 +224,7 @@ class Request:
                 quiet = True
             scope.name = self.name
             if sampled:
-                requests = self._requests
-                scope.budget = requests.budgets.get(
-                    scope.name, requests.default_budget if self.kind == "request" else None
-                )
+                scope.budget = self._budget_of(scope)
             close_scope(scope, error, quiet=quiet or scope.settings.profile != Profile.TEST)
         except (FindingRaised, Warning):
             raise
@@ -228,6 +233,10 @@ class Request:
         finally:
             if scope is not None:
                 self._show(scope, error, sampled=sampled)
+
+    def _budget_of(self, scope: Scope) -> Budget | None:
+        requests = self._requests
+        return requests.budgets.get(scope.name, requests.default_budget if self.kind == "request" else None)
 
     def _unsampled(self, token: Token[Scope | None], error: BaseException | None) -> Scope | None:
         """Return a scope without facts for a request that was not in the sample but was slow or failed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sqla_watch import registry
 from sqla_watch.budgets import Budget
 from sqla_watch.integrations._requests import PANEL_PATH, Request, Requests, logger, path_pattern
 from sqla_watch.settings import Settings
@@ -95,7 +96,7 @@ class SqlaWatchMiddleware:
         else:
             request = self._requests.begin("WS", path, "websocket")
         try:
-            await self.app(scope, receive, self._sending(send, request))
+            await self.app(scope, receive, self._sending(send, request, scope, root))
         except BaseException as error:
             request.route = _route(scope, root)
             request.end(error)
@@ -103,7 +104,7 @@ class SqlaWatchMiddleware:
         request.route = _route(scope, root)
         request.end()
 
-    def _sending(self, send: _Send, request: Request) -> _Send:
+    def _sending(self, send: _Send, request: Request, scope: _Scope, root: str) -> _Send:
         """Return `send` with an eye on the status."""
         with_timing = self._requests.server_timing
 
@@ -115,6 +116,10 @@ class SqlaWatchMiddleware:
                 if with_timing and (timing := request.server_timing):
                     headers = [*message.get("headers", ()), (b"server-timing", timing.encode("ascii"))]
                     message = {**message, "headers": headers}
+            elif kind == "http.response.body":
+                if registry.answering and not message.get("more_body"):
+                    request.route = _route(scope, root)
+                    request.answering()
             elif kind == "websocket.accept":
                 request.status = 101
             elif kind == "websocket.close" and not request.status:  # not accepted

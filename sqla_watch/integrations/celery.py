@@ -9,8 +9,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from celery.signals import task_postrun, task_prerun
+from celery.signals import task_failure, task_postrun, task_prerun, task_retry, task_success
 
+from sqla_watch import registry
 from sqla_watch.budgets import Budget, check_budgets
 from sqla_watch.scopes import Scope, close_scope, open_scope
 from sqla_watch.settings import Settings, SettingsError
@@ -37,6 +38,14 @@ class _Tasks:
             self._scopes[task_id] = scope
         except Exception:
             logger.exception("sqla_watch: the scope of a Celery task could not be opened; please report this")
+
+    def answer(self, sender: Any = None, **signal: Any) -> None:
+        """The outcome of a task is known, and the span that another instrumentation has of it still open."""
+        if not registry.answering:
+            return
+        scope = self._scopes.get(getattr(getattr(sender, "request", None), "id", None) or "")
+        if scope is not None:
+            scope.answer()
 
     def end(self, task_id: str = "", retval: Any = None, state: str | None = None, **signal: Any) -> None:
         """Close the scope of a task, whether it succeeded or not."""
@@ -87,4 +96,6 @@ def watch_tasks(
     _tasks.settings = None if settings is None else Settings.load(settings)
     _tasks.budgets, _tasks.default_budget = checked, default_budget
     task_prerun.connect(_tasks.begin, weak=False, dispatch_uid="sqla_watch")
+    for outcome in (task_success, task_failure, task_retry):
+        outcome.connect(_tasks.answer, weak=False, dispatch_uid="sqla_watch")
     task_postrun.connect(_tasks.end, weak=False, dispatch_uid="sqla_watch")

@@ -109,6 +109,7 @@ class SqlaWatchMiddleware:
             number = str(status)[:3]
             request.status = int(number) if number.isascii() and number.isdigit() else 0
             request.route = request.route or _route(environ, root)
+            request.answering()
             if with_timing and (timing := request.server_timing):
                 headers = [*headers, ("Server-Timing", timing)]
             return start_response(status, headers, *further, **named)

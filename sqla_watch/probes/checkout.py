@@ -40,6 +40,7 @@ from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, current_scope
+from sqla_watch.telemetry import ConnectionTelemetry
 
 _AT_WORK = frozenset({"do_execute", "timed", "fetchmany", "fetchall"})
 """Our functions around what the database does."""
@@ -76,7 +77,7 @@ class Checkout:
         "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
         "in_transactions", "kept", "limited", "looked", "open", "outer", "outlived_at", "outlived_by_owner",
         "outlived_scope", "owner", "pinging", "pool", "processor_time", "quiet_since", "record", "requested",
-        "scope", "serial", "taken", "taken_at", "taken_in", "transaction", "unit", "wait", "waiting",
+        "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait", "waiting",
         "waits_before", "worked",
     )  # fmt: skip
 
@@ -138,6 +139,8 @@ class Checkout:
         self.kept = False
         self.waiting = 0
         """Requests of its owner, or of tasks that this has started, which wait for another connection."""
+        self.telemetry: ConnectionTelemetry | None = None
+        """Who tells OpenTelemetry of it."""
         self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
 
@@ -307,6 +310,10 @@ class Checkout:
         self.kept = self.kept or transaction.kept or transaction.temporary
         if fact is None:
             return
+        if self.telemetry is not None:
+            self.telemetry.ended(fact)
+        if fact.first is None:  # of a request that is not in the sample
+            return
         self.worked += fact.database + fact.ending
         self._quiet_until(fact.started)
         self.quiet_since = fact.finished
@@ -357,6 +364,9 @@ class Checkout:
         finished = clock()
         self._quiet_until(finished)
         self.open = False
+        if self.telemetry is not None:
+            self.telemetry.returned(finished - self.taken)
+            self.telemetry = None
         if holding.get() is self:
             holding.set(self.outer)
         self.outer = None
@@ -394,6 +404,7 @@ class Checkout:
             return
         late = Scope(unit.name, "implicit", unit.settings)
         late.started = unit.started
+        late.span = unit.span
         late.pending.append(self.told(now, self.waits_before, returned=False))
         close_scope(late, quiet=True)
 

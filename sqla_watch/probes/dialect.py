@@ -37,7 +37,7 @@ from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
-_SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
+SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -82,7 +82,7 @@ def _execute(door: Door, original: Any) -> Any:
                 return original(cursor, statement, parameters, context)
         scope = _current()
         if scope is UNSAMPLED:
-            return original(cursor, statement, parameters, context)
+            return _pass_by(checkout, original, cursor, statement, parameters, context)
         if scope is None or scope.closed or not door.open:
             scope = checkout.find_scope() if door.open else None
             if scope is None:
@@ -93,7 +93,7 @@ def _execute(door: Door, original: Any) -> Any:
         try:
             return original(cursor, statement, parameters, context)
         except BaseException as exception:
-            error = _name(exception)
+            error = name_of(exception)
             raise
         finally:
             finished = clock()
@@ -123,7 +123,7 @@ def _execute(door: Door, original: Any) -> Any:
                                 rows, failure = count_stream(context, cursor, checkout)
                                 finished = clock()  # its first rows were fetched with it
                                 if failure is not None:
-                                    error = _name(failure)
+                                    error = name_of(failure)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -191,7 +191,7 @@ def _execute(door: Door, original: Any) -> Any:
                     if len(facts) >= enough:  # and at the transaction's end
                         transaction.add_up()
                         scope.digest()
-                    if fingerprint.housekeeping and fingerprint.operation in _SAVEPOINTS and not error:
+                    if fingerprint.housekeeping and fingerprint.operation in SAVEPOINTS and not error:
                         transaction.savepoint(fingerprint.operation)
             except Exception:
                 door.fault()
@@ -201,6 +201,18 @@ def _execute(door: Door, original: Any) -> Any:
                 scope.raise_now()
 
     return do_execute
+
+
+def _pass_by(checkout: Checkout, original: Any, *arguments: Any) -> Any:
+    """Send a statement that is not in the sample; OpenTelemetry counts its transaction all the same."""
+    transaction = checkout.transaction
+    if transaction is None or checkout.telemetry is None:
+        return original(*arguments)
+    started = clock()
+    try:
+        return original(*arguments)
+    finally:
+        transaction.pass_by(started, clock())
 
 
 def _write(
@@ -264,7 +276,7 @@ def _adopt(context: Any) -> Checkout | None:
     return checkout_of(getattr(connection, "_connection_record", None))
 
 
-def _name(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
     """Return the SQLSTATE of a driver's error, or the name of its class."""
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return state if isinstance(state, str) else type(error).__name__
@@ -276,7 +288,7 @@ def _begin(door: Door, original: Any) -> Any:
         if door.open:
             try:
                 checkout = checkout_of(getattr(connection, "_connection_record", None))
-                if checkout is not None and current.get() is not UNSAMPLED:
+                if checkout is not None and (checkout.telemetry is not None or current.get() is not UNSAMPLED):
                     serial = next_transaction()
                     checkout.transaction = OpenTransaction(-serial if _autocommits(original, connection) else serial)
             except Exception:
@@ -379,7 +391,7 @@ def timed(
     try:
         answer = original(*arguments, **options)
     except BaseException as error:
-        _ended(door, checkout, transaction, "rollback", started, _name(error))
+        _ended(door, checkout, transaction, "rollback", started, name_of(error))
         raise
     _ended(door, checkout, transaction, outcome, started)
     return answer

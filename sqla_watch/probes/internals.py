@@ -31,6 +31,18 @@ _MOST_RELATIONSHIPS = 2_000
 _relationships: dict[Any, Relationship] = {}
 
 
+def stored_records(pool: Any) -> list[Any] | None:
+    """Return the connection records that a queued pool has in store; None of another pool, or where a name is gone."""
+    store = getattr(pool, "_pool", None)
+    queue = getattr(store, "queue", None)
+    if queue is None:  # of AsyncAdaptedQueuePool
+        queue = getattr(getattr(store, "_queue", None), "_queue", None)
+    try:
+        return None if queue is None else list(queue)
+    except RuntimeError:  # it changes at this very moment
+        return None
+
+
 class _Orm:
     """What is used of `sqlalchemy.orm`, which an application without the ORM does not import, and neither do we."""
 

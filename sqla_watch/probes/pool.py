@@ -12,7 +12,7 @@ from asyncio import _get_running_loop as _running_loop
 from time import perf_counter_ns as clock
 from types import FrameType
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool, QueuePool
@@ -28,6 +28,7 @@ from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, user_codes
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import UNSAMPLED, Scope, current, current_scope
+from sqla_watch.telemetry import PoolTelemetry
 
 __all__ = ["holders_of", "unwatch_pool", "waits_of", "watch_pool"]
 
@@ -117,8 +118,12 @@ def _watched(base: type) -> type:
         def invoke(*arguments: Any) -> Any:
             started = clock()
             connection = creator(*arguments)
-            if _state_of(self).on:
-                prepared(clock() - started, opened=True)
+            state = _state_of(self)
+            if state.on:
+                elapsed = clock() - started
+                prepared(elapsed, opened=True)
+                if state.telemetry is not None:
+                    state.telemetry.created(elapsed)
             return connection
 
         return invoke
@@ -185,7 +190,7 @@ def _is_exhausted(pool: Any, asking: int) -> bool:
 class PoolWaits:
     """How many wait for a connection of a pool, and how many have."""
 
-    __slots__ = ("asking", "nanoseconds", "on", "waiters", "waits")
+    __slots__ = ("asking", "nanoseconds", "on", "telemetry", "waiters", "waits")
 
     def __init__(self) -> None:
         self.on = True
@@ -197,12 +202,29 @@ class PoolWaits:
         """Those of them that have to."""
         self.waits = 0
         self.nanoseconds = 0
+        self.telemetry: PoolTelemetry | None = None
+
+
+_listening: WeakKeyDictionary[Any, PoolTelemetry] = WeakKeyDictionary()
+"""Who tells OpenTelemetry of the pools of a dialect: that stays the same when `Engine.dispose()` makes a new pool."""
+
+
+def listen(dialect: Any, pool: Any, telemetry: PoolTelemetry | None) -> None:
+    """Have somebody be told what happens at the pools of an engine; None for nobody any more."""
+    if telemetry is None:
+        _listening.pop(dialect, None)
+    else:
+        _listening[dialect] = telemetry
+    _state_of(pool).telemetry = telemetry
 
 
 def _state_of(pool: Any) -> PoolWaits:
     state: PoolWaits | None = pool.__dict__.get(_STATE)
     if state is None:  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
-        state = pool.__dict__.setdefault(_STATE, PoolWaits())
+        state = PoolWaits()
+        if _listening:
+            state.telemetry = _listening.get(getattr(pool, "_dialect", None))
+        state = pool.__dict__.setdefault(_STATE, state)
     return state
 
 
@@ -320,6 +342,8 @@ def _taken(request: _Request, record: Any) -> None:
     checkout.waits_before = request.state.waits + len(request.state.waiters)
     checkout.record = ref(record)
     out[id(record)] = checkout.record, checkout.pool
+    if request.state.telemetry is not None:
+        checkout.telemetry = request.state.telemetry.taken(started, wait)
     if not sampled:  # others are told who has the connection, and that is all
         return
     if frame is not None:
@@ -384,6 +408,8 @@ def _given_up(request: _Request) -> None:
 def _in_vain(request: _Request, site: CallSite | None, *, timed_out: bool) -> None:
     """Tell of a wait that led to nothing."""
     waited = clock() - request.started
+    if request.state.telemetry is not None:
+        request.state.telemetry.in_vain(request.started, waited, timed_out=timed_out)
     scope = current_scope()
     inside = _inside(holding.get(), request.pool, None if scope is None else scope.unit)
     fact = _wait(request, waited, site, inside, None)._replace(timed_out=timed_out)

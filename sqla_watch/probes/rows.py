@@ -70,7 +70,8 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         started = clock()
         rows = super().fetchmany(result, dbapi_cursor, size)
-        self.add(len(rows), clock() - started)
+        self.fetched_at = clock()
+        self.add(len(rows), self.fetched_at - started)
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
@@ -80,11 +81,12 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
             result._soft_close()
         except BaseException as error:
             self.handle_exception(result, dbapi_cursor, error)
+        self.fetched_at = clock()
         if self.group is None:
             self.rows += len(rows)
-            self.nanoseconds += clock() - started
+            self.nanoseconds += self.fetched_at - started
         else:
-            self.add(len(rows), clock() - started)
+            self.add(len(rows), self.fetched_at - started)
         if self.key and rows and self.rows == len(rows):
             _note_parents(self, self.key, rows)
         return rows
@@ -287,7 +289,7 @@ class _CountingCursor:
         return rows
 
     def _fetched(self, rows: int, started: int) -> None:
-        finished = clock()
+        finished = self._counter.fetched_at = clock()
         self._counter.add(rows, finished - started)
         checkout = self._checkout
         if checkout is not None and checkout.transaction is not None:

@@ -106,6 +106,12 @@ class OpenTransaction:
         self.touched, self.gap = touched, gap
         self.facts.clear()
 
+    def pass_by(self, started: int, finished: int) -> None:
+        """Take the times of a statement that is not in the sample: for OpenTelemetry, which counts all."""
+        self.started = self.started or started
+        self.statements += 1
+        self.database += finished - started
+
     def fetched(self, started: int, finished: int) -> None:
         """Rows of a streamed result were fetched: the database was at work until now."""
         self.add_up()
@@ -137,7 +143,7 @@ class OpenTransaction:
     def ended(self, outcome: str, started: int, checkout: int, owner: int, error: str) -> Transaction | None:
         """Return its fact, now that the COMMIT or ROLLBACK that began at `started` is over; None if it did nothing."""
         self.add_up()
-        if self.first is None or self.last is None:
+        if not self.statements:
             return None
         finished = clock()
         gap, gap_started, (before, after) = self.gap, self.gap_started, self.gap_ends
@@ -157,8 +163,8 @@ class OpenTransaction:
             self.database,
             finished - started + self.ending,
             self.slowest,
-            site_of(self.first),
-            site_of(self.last),
+            _line(self.first),
+            _line(self.last),
             active_ignores.get(),
             error,
             here,

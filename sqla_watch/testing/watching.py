@@ -388,7 +388,17 @@ def _settings(profile: str, timeline: int) -> Settings:
     loaded = Settings.load()
     rules = dict(loaded.rules)
     rules.setdefault("engine-settings", Action.IGNORE)  # how an engine is made for tests is no matter of any test
-    return replace(loaded, profile=profile, rules=rules, timeline=timeline, implicit_scopes=False, watchdog_seconds=0)
+    # An application's tests may look at the spans that it has written itself.
+    telemetry = False if loaded.telemetry is None else loaded.telemetry
+    return replace(
+        loaded,
+        profile=profile,
+        rules=rules,
+        timeline=timeline,
+        implicit_scopes=False,
+        watchdog_seconds=0,
+        telemetry=telemetry,
+    )
 
 
 @lru_cache(maxsize=1)

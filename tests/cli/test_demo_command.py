@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from sqlalchemy import create_engine, inspect, text
@@ -11,6 +15,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqla_watch.cli import database, demo
 from sqla_watch.demo import scenarios
 from sqla_watch.demo.scenarios import SCENARIOS, Scenario
+from tests.opentelemetry.receiver import Receiver
 
 
 @pytest.fixture
@@ -85,6 +90,82 @@ def test_tables_of_the_users_own_are_refused_unless_they_may_be_replaced(command
     assert tables(url) == ["orders", "rates"]
     assert command("demo", "--url", url, "--force")[0] == 0
     assert tables(url) == []
+
+
+def test_its_traces_and_metrics_go_to_a_receiver(command, url, one_mistake):
+    with Receiver() as receiver:
+        status, _, errors = command("demo", "--url", url, "--otlp", receiver.url)
+    assert status == 0, errors
+    by_name = {span.name: span for span in receiver.spans}
+    mistake, finding = by_name["n-plus-one, one level: mistake"], by_name["sqla_watch.n_plus_one"]
+    assert finding.parent_span_id == mistake.span_id
+    assert [event.name for event in mistake.events] == ["sqla_watch.n_plus_one"]
+    assert not by_name["n-plus-one, one level: repair"].events
+    assert receiver.latest_metrics["sqla_watch.findings"].sum.data_points[0].as_int == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:4318",
+        "ftp://localhost:4318",
+        "http://",
+        "http://localhost:port",
+        "http://localhost:99999",
+        "http://[::1",
+        "http://local host:4318",
+        "http://localhost:4318?key=secret",
+        "https://user:secret@:4318",
+        "https://user:sec/ret@localhost:4318",
+        "user:secret@localhost:4318",
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_runs(command, url, address):
+    status, output, errors = command("demo", "--url", url, "--otlp", address)
+    assert (status, output) == (2, "")
+    assert "is no address for OTLP over HTTP; one reads like http://localhost:4318" in errors
+    assert "sec" not in errors
+
+
+def test_where_nobody_takes_it_nothing_runs(command, url):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        status, output, errors = command("demo", "--url", url, "--otlp", f"http://user:secret@{address}")
+    assert (status, output) == (2, "")
+    assert f"nobody takes OTLP over HTTP at http://{address}/v1/traces: Connection refused" in errors
+    assert "secret" not in errors
+
+
+def test_what_answers_something_else_is_named(command, url):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(401)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        status, _, errors = command("demo", "--url", url, "--otlp", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert status == 2
+    assert "the answer is 401 Unauthorized" in errors
+
+
+@pytest.mark.parametrize("path", ["/otlp", "/otlp/", "/otlp/v1/traces"])
+def test_a_path_and_a_password_are_used(command, url, one_mistake, path):
+    with Receiver() as receiver:
+        address = receiver.url.replace("//", "//user:p%40ss@") + path
+        status, output, errors = command("demo", "--url", url, "--otlp", address)
+    assert status == 0, errors
+    assert receiver.paths == {"/otlp/v1/traces", "/otlp/v1/metrics"}
+    assert receiver.authorizations == {"Basic " + base64.b64encode(b"user:p@ss").decode()}
+    assert receiver.spans
+    assert "p@ss" not in output + errors
+    assert "p%40ss" not in output + errors
 
 
 def test_what_a_demo_that_was_killed_has_left_is_its_own(command, url, one_mistake, monkeypatch):

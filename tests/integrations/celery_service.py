@@ -9,6 +9,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from celery.signals import task_failure, task_postrun, task_prerun, task_retry, task_success
 from sqlalchemy import Engine, text
 
 import sqla_watch
@@ -98,3 +99,9 @@ def served() -> Celery:
 
 if "SERVICE_FOLDER" in os.environ:
     app = served()
+
+
+def leave_signals() -> None:
+    """Leave Celery's signals as they were before `watch_tasks()`."""
+    for signal in (task_prerun, task_success, task_failure, task_retry, task_postrun):
+        signal.disconnect(dispatch_uid="sqla_watch")

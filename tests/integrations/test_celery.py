@@ -19,7 +19,7 @@ from sqla_watch import Budget, Scope, Settings, SettingsError, Watch
 from sqla_watch.integrations import celery as integration
 from sqla_watch.integrations.celery import watch_tasks
 from sqla_watch.scopes import current
-from tests.integrations.celery_service import add_tasks, configured
+from tests.integrations.celery_service import add_tasks, configured, leave_signals
 from tests.integrations.service import SILENT, assert_each_has_its_own, engines, numbers_of, read, statements_of
 from tests.integrations.serving import eventually, process
 
@@ -51,8 +51,7 @@ def _watched() -> Iterator[None]:
     """Leave Celery's signals as they were."""
     watch_tasks()
     yield
-    integration.task_prerun.disconnect(dispatch_uid="sqla_watch")
-    integration.task_postrun.disconnect(dispatch_uid="sqla_watch")
+    leave_signals()
     assert integration._tasks._scopes == {}
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 import sqla_watch
 from sqla_watch import Scope, Settings, Watch
 from sqla_watch.demo.models import Order
-from sqla_watch.integrations import celery as integration
 from tests.conftest import url_for
+from tests.integrations.celery_service import leave_signals
 from tests.integrations.serving import ROOT, eventually
 
 pytestmark = [
@@ -76,8 +76,7 @@ def test_celery(page: dict[str, Any], scopes: list[Scope]) -> None:
         names = run("Celery", page)
         assert names["invoice"].apply((4,)).get() == "new"
     finally:
-        integration.task_prerun.disconnect(dispatch_uid="sqla_watch")
-        integration.task_postrun.disconnect(dispatch_uid="sqla_watch")
+        leave_signals()
     assert told(scopes) == [("shop.invoice", "task", 1)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -17,7 +17,6 @@ import sqla_watch
 from sqla_watch import Scope, Settings
 from sqla_watch.callsite import location_of
 from sqla_watch.demo.models import Order
-from sqla_watch.demo.server import EmbeddedServer
 from tests.probes.application import DRIVERS, POSTGRESQL, ROWS, SQLITE, Application, Entry, entries, outcome
 from tests.support import in_event_loop, watched_async_engine
 
@@ -582,19 +581,6 @@ def test_two_phase_transactions_without_a_prepare(shop_url: str, tmp_path: Path,
         assert (scope.record.commits, scope.record.rollbacks) == (1, 1)
         assert scope.statements == 2
         assert application.run(count, watched=False)[0] == ROWS + 1
-
-
-@pytest.fixture(scope="module")
-def server_that_prepares() -> Iterator[str]:
-    """The URL of a PostgreSQL which allows prepared transactions; by default none does."""
-    with EmbeddedServer() as server:
-        engine = create_engine(server.url(), isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql("ALTER SYSTEM SET max_prepared_transactions = 10")
-        engine.dispose()
-        server._server.stop()
-        server._server.start()
-        yield server.url()
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

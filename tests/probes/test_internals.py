@@ -7,7 +7,8 @@ import sys
 from types import ModuleType
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, NullPool, create_engine, select
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, immediateload
 
 import sqla_watch
@@ -26,6 +27,10 @@ def test_every_name_is_there() -> None:
     assert set(orm.asking_codes.values()) == {"immediate", "delete"}
     assert orm.next_runid is not first
     assert internals.DEFAULT_FETCH is not None
+    for url in ("postgresql+psycopg://", "postgresql+asyncpg://"):
+        pool = (create_async_engine if "asyncpg" in url else create_engine)(url).pool
+        assert internals.stored_records(pool) == []
+    assert internals.stored_records(create_engine("sqlite://", poolclass=NullPool).pool) is None
     assert type(orm.next_runid.__self__).__name__ == "count"  # type: ignore[attr-defined]
 
 
