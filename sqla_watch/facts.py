@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqla_watch.budgets import Budget
     from sqla_watch.fingerprint import Fingerprint
     from sqla_watch.ignores import Ignore
-    from sqla_watch.record import Record
+    from sqla_watch.record import Record, Totals
 
 
 class LoadKind(IntEnum):
@@ -153,7 +153,7 @@ class RowCounter:
         self.fetched_at = 0
         """When its last rows were fetched in one piece; 0 for one by one."""
         self.group: StatementGroup | None = None
-        self.record: Record | None = None
+        self.record: Totals | None = None
         """Where the statement was counted; None as long as it was not."""
         self.key: tuple[int, ...] = ()
         """Positions of the queried class's primary key in a row, where parents are to be counted."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from sqla_watch.facts import Fact, Flush, Held, LoadKind, RowCounter, Statement, Transaction, Wait
-from sqla_watch.record import WORTH_KEEPING, Record
+from sqla_watch.record import WORTH_KEEPING, Totals
 
 __all__ = ["FEW", "glance"]
 
@@ -20,10 +20,11 @@ FEW = 200
 
 _LAZY = LoadKind.LAZY
 _COLUMN = LoadKind.COLUMN
+_NEVER = float("inf")
 
 
-def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Record | None:
-    """Return a record of nothing but totals, if no rule can find anything in these facts; None if one might.
+def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
+    """Return the totals, if no rule can find anything in these facts; None if one might.
 
     Args:
         facts: All facts of a scope.
@@ -37,27 +38,31 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Record | None:
     counters: list[RowCounter] = []
     for any_fact in facts:
         if any_fact.__class__ is not tuple:
-            if isinstance(any_fact, Transaction):
-                if any_fact.error:
+            kind = any_fact.__class__
+            if kind is Transaction:
+                transaction_fact = cast(Transaction, any_fact)
+                if transaction_fact.error:
                     return None
-                ending += any_fact.ending
-                if any_fact.serial > 0:
-                    commits += any_fact.outcome == "commit"
-                    rollbacks += any_fact.outcome == "rollback"
-                    longest = max(longest, any_fact.finished - any_fact.started)
-                    gap = max(gap, any_fact.gap)
-            elif isinstance(any_fact, Flush):
-                flushes += 1
-            elif isinstance(any_fact, Wait):
-                if any_fact.nanoseconds or any_fact.inside is not None or any_fact.on_event_loop:
+                ending += transaction_fact.ending
+                if transaction_fact.serial > 0:
+                    commits += transaction_fact.outcome == "commit"
+                    rollbacks += transaction_fact.outcome == "rollback"
+                    longest = max(longest, transaction_fact.finished - transaction_fact.started)
+                    gap = max(gap, transaction_fact.gap)
+            elif kind is Wait:
+                wait = cast(Wait, any_fact)
+                if wait.nanoseconds or wait.inside is not None or wait.on_event_loop:
                     return None
-                if any_fact.checkout:
+                if wait.checkout:
                     checkouts += 1
-            elif isinstance(any_fact, Held):
-                if not any_fact.returned or any_fact.idle > WORTH_KEEPING:
+            elif kind is Held:
+                holding = cast(Held, any_fact)
+                if not holding.returned or holding.idle > WORTH_KEEPING:
                     return None
-                held += any_fact.finished - any_fact.started
-                connecting += any_fact.connecting + any_fact.pinging
+                held += holding.finished - holding.started
+                connecting += holding.connecting + holding.pinging
+            elif kind is Flush:
+                flushes += 1
             else:
                 return None
             continue
@@ -104,24 +109,24 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Record | None:
                 most_lazy = alike
         elif load.kind is _COLUMN and alike > most_columns:
             most_columns = alike
-    for name, size in (
-        ("groups", statements),
-        ("statements of a group", max(times.values()) if times else 0),
-        ("rows of a statement", most_rows),
-        ("slowest statement", slowest),
-        ("lazy loads", most_lazy),
-        ("column loads", most_columns),
-        ("writes", writes),
-        ("flushes", flushes),
-        ("longest transaction", longest),
-        ("longest gap", gap),
+    enough = floors.get
+    if (
+        (statements and statements >= enough("groups", _NEVER))
+        or (times and max(times.values()) >= enough("statements of a group", _NEVER))
+        or (most_rows and most_rows >= enough("rows of a statement", _NEVER))
+        or (slowest and slowest >= enough("slowest statement", _NEVER))
+        or (most_lazy and most_lazy >= enough("lazy loads", _NEVER))
+        or (most_columns and most_columns >= enough("column loads", _NEVER))
+        or (writes and writes >= enough("writes", _NEVER))
+        or (flushes and flushes >= enough("flushes", _NEVER))
+        or (longest and longest >= enough("longest transaction", _NEVER))
+        or (gap and gap >= enough("longest gap", _NEVER))
     ):
-        if size and name in floors and size >= floors[name]:
-            return None
-    record = Record()
-    record.statements, record.rows, record.database, record.ending = statements, all_rows, database, ending
-    record.commits, record.rollbacks, record.checkouts = commits, rollbacks, checkouts
-    record.held, record.connecting = held, connecting
+        return None
+    totals = Totals()
+    totals.statements, totals.rows, totals.database, totals.ending = statements, all_rows, database, ending
+    totals.commits, totals.rollbacks, totals.checkouts = commits, rollbacks, checkouts
+    totals.held, totals.connecting = held, connecting
     for counter in counters:  # rows may be fetched after the scope has closed
-        counter.record = record
-    return record
+        counter.record = totals
+    return totals

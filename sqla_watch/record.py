@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sqla_watch.fingerprint import Fingerprint
     from sqla_watch.ignores import Ignore
 
-__all__ = ["Record"]
+__all__ = ["TOTALS", "Record", "Totals"]
 
 MOST_GROUPS = 2_000
 """Different statements by line and checkout that are told apart at once; about 1 kB each."""
@@ -65,21 +65,6 @@ WORTH_KEEPING = 10_000_000
 """Nanoseconds without a statement from which on a connection's time out of the pool is kept for the rules."""
 POLL_NANOSECONDS = 1_000_000_000
 """The same question after this long is polling for a new answer."""
-
-_TOTALS = (
-    "statements",
-    "rows",
-    "errors",
-    "database",
-    "ending",
-    "commits",
-    "rollbacks",
-    "wait",
-    "held",
-    "connecting",
-    "checkouts",
-    "dropped",
-)
 
 _QUERY = LoadKind.QUERY
 _LAZY = LoadKind.LAZY
@@ -163,7 +148,48 @@ class _Answers:
             self.repeats.clear()
 
 
-class Record:
+class Totals:
+    """How much a scope has seen. Times are nanoseconds."""
+
+    __slots__ = (
+        "_outer", "checkouts", "commits", "connecting", "database", "dropped", "ending", "errors", "held", "rollbacks",
+        "rows", "statements", "wait",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.statements = 0
+        self.rows = 0
+        self.errors = 0
+        self.database = 0
+        self.ending = 0
+        self.commits = 0
+        self.rollbacks = 0
+        self.wait = 0
+        self.held = 0
+        self.connecting = 0
+        self.checkouts = 0
+        self.dropped = 0
+        self._outer: Totals | None = None
+
+    def add_rows(self, rows: int, nanoseconds: int) -> None:
+        """Add rows that were fetched after their statement had been counted, also where its totals went since."""
+        self.rows += rows
+        self.database += nanoseconds
+        if self._outer is not None:
+            self._outer.add_rows(rows, nanoseconds)
+
+    def add(self, inner: Totals) -> None:
+        """Add those of a scope inside this one."""
+        inner._outer = self
+        for name in TOTALS:
+            setattr(self, name, getattr(self, name) + getattr(inner, name))
+
+
+TOTALS = tuple(name for name in Totals.__slots__ if name != "_outer")
+"""The names of all of them."""
+
+
+class Record(Totals):
     """Everything a scope has seen, added up. Written by one thread at a time (the scope's lock)."""
 
     def __init__(
@@ -174,24 +200,13 @@ class Record:
         in_unit: bool = False,
         reads: Collection[tuple[str, int | None]] | None = None,
     ) -> None:
+        super().__init__()
         self.one_unit = one_unit
         """Whether all in it belongs together, so that a helper called for each of many things is a loop."""
         self.in_unit = in_unit
         """Whether it is a unit of work, or of a part of one: a request, a task, a job, of which many run at once."""
-        self.statements = 0
-        self.rows = 0
-        self.errors = 0
         self.has: dict[str, int] = {}
         """What there is at all of what only some rules read, by name."""
-        self.database = 0
-        self.ending = 0
-        self.commits = 0
-        self.rollbacks = 0
-        self.wait = 0
-        self.held = 0
-        self.connecting = 0
-        self.checkouts = 0
-        self.dropped = 0
         self.transactions: _Longest[Transaction] = _Longest()
         self.waits: _Longest[Wait] = _Longest()
         self.nested: _Longest[Wait] = _Longest()
@@ -206,7 +221,6 @@ class Record:
         self._most_flushes: dict[Any, FlushGroup] = {}
         self._on_event_loop: set[int] = set()
         self._parent = parent
-        self._outer: Record | None = None
         self._groups: dict[Any, StatementGroup] = {}
         self._room = MOST_VALUES
         self._answers: dict[int, _Answers] = {}
@@ -627,18 +641,9 @@ class Record:
         folded.unit_busy += transaction.finished - transaction.started
         folded.unit = unit
 
-    def add_rows(self, rows: int, nanoseconds: int) -> None:
-        """Add rows that were fetched after their statement had been counted, also where its totals went since."""
-        self.rows += rows
-        self.database += nanoseconds
-        if self._outer is not None:
-            self._outer.add_rows(rows, nanoseconds)
-
     def add_totals(self, inner: Record) -> None:
         """Add the totals of a scope inside this one; its groups were judged there."""
-        inner._outer = self
-        for name in _TOTALS:
-            setattr(self, name, getattr(self, name) + getattr(inner, name))
+        self.add(inner)
         for runid, entry in zip(inner._runids, inner._loads, strict=True):
             self._remember(runid, entry)
 

@@ -24,7 +24,8 @@ from sqla_watch.facts import CallSite, Fact, Statement, site_of
 from sqla_watch.findings import Finding, FindingRaised
 from sqla_watch.flows import current_flow
 from sqla_watch.glance import FEW, glance
-from sqla_watch.record import Record
+from sqla_watch.record import Record, Totals
+from sqla_watch.reporters import deliver
 from sqla_watch.settings import Settings
 from sqla_watch.timeline import Timeline
 
@@ -109,7 +110,7 @@ class Scope:
         """What was found in it once it is closed, without what scopes inside of it have told already."""
         self._findings: list[Finding] = []
         self._raised: set[tuple[str, ...]] = set()
-        self._record: Record | None = None
+        self._record: Totals | None = None
         self._lock = threading.RLock()
         self._token: Token[Scope | None] | None = None
 
@@ -131,12 +132,17 @@ class Scope:
 
     @property
     def record(self) -> Record:
-        """Everything seen so far, added up."""
+        """Everything seen so far, added up; of a closed scope the totals only."""
+        if self.pending or self._record.__class__ is not Record:
+            self.digest()
+        return cast(Record, self._record)
+
+    @property
+    def totals(self) -> Totals:
+        """How much was seen so far."""
         if self.pending or self._record is None:
             self.digest()
-        record = self._record
-        assert record is not None
-        return record
+        return cast(Totals, self._record)
 
     @property
     def first_line(self) -> CallSite | None:
@@ -157,53 +163,53 @@ class Scope:
     @property
     def statements(self) -> int:
         """Statements of the application; savepoints, settings and catalogue look-ups are not counted."""
-        return self.record.statements
+        return self.totals.statements
 
     @property
     def rows(self) -> int:
         """Rows which those statements returned."""
-        return self.record.rows
+        return self.totals.rows
 
     @property
     def errors(self) -> int:
         """Statements which failed."""
-        return self.record.errors
+        return self.totals.errors
 
     @property
     def database_seconds(self) -> float:
         """Seconds spent in statements, as the application saw them."""
-        return self.record.database / 1e9
+        return self.totals.database / 1e9
 
     @property
     def commit_seconds(self) -> float:
         """Seconds spent in COMMIT and ROLLBACK."""
-        return self.record.ending / 1e9
+        return self.totals.ending / 1e9
 
     @property
     def wait_seconds(self) -> float:
         """Seconds spent waiting for a connection of the pool."""
-        return self.record.wait / 1e9
+        return self.totals.wait / 1e9
 
     @property
     def held_seconds(self) -> float:
         """Seconds for which connections were out of the pool, counted when they are returned."""
-        return self.record.held / 1e9
+        return self.totals.held / 1e9
 
     @property
     def connect_seconds(self) -> float:
         """Seconds spent on opening connections and pinging them before their use."""
-        return self.record.connecting / 1e9
+        return self.totals.connecting / 1e9
 
     @property
     def connections(self) -> int:
         """Connections checked out."""
-        return self.record.checkouts
+        return self.totals.checkouts
 
     @property
     def transactions(self) -> int:
         """Transactions which were committed or rolled back after at least one statement."""
-        record = self.record
-        return record.commits + record.rollbacks
+        totals = self.totals
+        return totals.commits + totals.rollbacks
 
     @property
     def duration_seconds(self) -> float:
@@ -213,17 +219,20 @@ class Scope:
     def digest(self) -> None:
         """Add up the pending facts. Any thread may call it; facts appended meanwhile stay for the next time."""
         with self._lock:
-            if self._record is None:
+            record = self._record
+            if not isinstance(record, Record):
                 # A program, a test or a websocket does the same for many things by its nature.
                 above = self.parent.record if self.parent is not None else None
                 reads = None if self.kind == "implicit" else self.reads
-                self._record = Record(
-                    above, one_unit=self.kind not in _MANY_THINGS, in_unit=self.unit is not None, reads=reads
-                )
-                self._record.take(registry.take_news())
+                one_unit, in_unit = self.kind not in _MANY_THINGS, self.unit is not None
+                counted, record = record, Record(above, one_unit=one_unit, in_unit=in_unit, reads=reads)
+                if counted is not None:  # by a first look, before the scope was closed
+                    record.add(counted)
+                record.take(registry.take_news())
+                self._record = record
             pending = self.pending
             number = len(pending)
-            self._record.take(islice(pending, number))
+            record.take(islice(pending, number))
             if self.timeline is not None:
                 self.timeline.take(islice(pending, number))
             del pending[:number]
@@ -261,47 +270,58 @@ class Scope:
 
     def close(self) -> list[Finding]:
         """Close the scope: judge, hand numbers and findings to the scope around it. Returns its own findings."""
-        from sqla_watch.detectors import judge, worst_first
-
         if self.closed:
             return []
         self.finished = time.perf_counter_ns()
-        found: list[Finding] = []
-        record = self._glance()
-        if record is None:
-            record = self.record
-            if self.budget is not None:
-                record.spend(self.name, self.budget)
-            found = judge(record, self.settings)
-        for checkout in tuple(self.checkouts):
-            checkout.outlived(self)
-        self.checkouts.clear()
+        found = [] if self._is_ordinary() else self._judge()
+        if self.checkouts:
+            for checkout in tuple(self.checkouts):
+                checkout.outlived(self)
+            self.checkouts.clear()
         with self._lock:
             self.closed = True
             self.own_findings = found
-            self._findings = worst_first([*self._findings, *found]) if self._findings else found
+            if self._findings:
+                from sqla_watch.detectors import worst_first
+
+                self._findings = worst_first([*self._findings, *found])
+            else:
+                self._findings = found
         if self.parent is not None and not self.parent.closed:
             self.parent.add_inner(self, self._findings)
-        record.forget()
+        if isinstance(self._record, Record):
+            self._record.forget()
         return found
 
-    def _glance(self) -> Record | None:
-        """Return the totals, if a first look tells that there is nothing to be found beside them."""
+    def _is_ordinary(self) -> bool:
+        """Whether a first look tells that there is nothing to be found; then only the totals are kept."""
         if self._record is not None or self.budget is not None or registry.news:
-            return None
+            return False
         if self.parent is not None and not self.parent.closed:
-            return None  # it goes on with what was loaded here
+            return False  # it goes on with what was loaded here
+        number = len(self.pending)
+        if not number:
+            self._record = Totals()
+            return True
+        if number > FEW:
+            return False
         with self._lock:
-            number = len(self.pending)
-            if number > FEW:
-                return None
-            record = glance(islice(self.pending, number), self.settings.floors)
-            if record is not None:
-                self._record = record
-                if self.timeline is not None:
-                    self.timeline.take(islice(self.pending, number))
-                del self.pending[:number]
-        return record
+            totals = glance(islice(self.pending, number), self.settings.floors)
+            if totals is None:
+                return False
+            self._record = totals
+            if self.timeline is not None:
+                self.timeline.take(islice(self.pending, number))
+            del self.pending[:number]
+        return True
+
+    def _judge(self) -> list[Finding]:
+        from sqla_watch.detectors import judge
+
+        record = self.record
+        if self.budget is not None:
+            record.spend(self.name, self.budget)
+        return judge(record, self.settings)
 
     def add_inner(self, inner: Scope, findings: list[Finding]) -> None:
         """Take over the totals, findings and timeline of a scope inside this one."""
@@ -316,23 +336,23 @@ class Scope:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scope as the JSON report has it (schema version 1)."""
-        record = self.record
+        totals = self.totals
         return {
             "name": self.name,
             "kind": self.kind,
             "started_at": self.started_at,
             "duration_seconds": round(self.duration_seconds, 6),
-            "statements": record.statements,
-            "rows": record.rows,
-            "errors": record.errors,
+            "statements": totals.statements,
+            "rows": totals.rows,
+            "errors": totals.errors,
             "database_seconds": round(self.database_seconds, 6),
             "commit_seconds": round(self.commit_seconds, 6),
             "wait_seconds": round(self.wait_seconds, 6),
             "held_seconds": round(self.held_seconds, 6),
             "connect_seconds": round(self.connect_seconds, 6),
-            "connections": record.checkouts,
+            "connections": totals.checkouts,
             "transactions": self.transactions,
-            "dropped": record.dropped,
+            "dropped": totals.dropped,
             "findings": [finding.to_dict() for finding in self.findings],
             **({} if self.timeline is None else {"timeline": self.timeline.to_dict(self.started)}),
         }
@@ -530,8 +550,6 @@ def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bo
     Nothing is raised where the block failed itself, or where it is `quiet`: an implicit scope ends inside of
     SQLAlchemy, where an exception would make a successful COMMIT look like a failed one.
     """
-    from sqla_watch.reporters import deliver
-
     token = closing._token
     if token is not None:
         closing._token = None
@@ -540,7 +558,9 @@ def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bo
         except ValueError:  # closed in another context than it was opened in: a generator, a framework's hooks
             if current.get() is closing:
                 current.set(closing.parent)
-    findings = [finding for finding in closing.close() if finding.key not in closing._raised]
+    findings = closing.close()
+    if findings:
+        findings = [finding for finding in findings if finding.key not in closing._raised]
     raised = deliver(closing, findings, may_raise=error is None and not quiet)
     if raised:
         raise FindingRaised(raised)

@@ -27,7 +27,7 @@ from sqla_watch.facts import (
 )
 from sqla_watch.fingerprint import Fingerprints
 from sqla_watch.glance import glance
-from sqla_watch.record import _TOTALS, Record
+from sqla_watch.record import TOTALS, Record
 from sqla_watch.settings import Settings
 
 TEXTS = (
@@ -141,7 +141,7 @@ def test_where_a_first_look_sees_nothing_the_rules_find_nothing(told: list[Fact]
     record = Record()
     record.take(told)
     assert judge(record, by) == []
-    assert [getattr(seen, name) for name in _TOTALS] == [getattr(record, name) for name in _TOTALS]
+    assert [getattr(seen, name) for name in TOTALS] == [getattr(record, name) for name in TOTALS]
 
 
 def test_an_ordinary_scope_is_seen_at_once() -> None:
@@ -186,8 +186,8 @@ def sent(
     value = number if value is None else value
     fingerprint = fingerprints.of(text)
     return (
-        fingerprint, CODES[0], 2, 0, started, started + elapsed, rows, value, value, 1, 1, load, number + 100, (), error,
-        extra,
+        fingerprint, CODES[0], 2, 0, started, started + elapsed, rows, value, value, 1, 1, load, number + 100, (),
+        error, extra,
     )  # fmt: skip
 
 

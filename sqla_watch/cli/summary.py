@@ -86,7 +86,7 @@ class Totals:
         """Add the numbers of a scope that is in no other."""
         for name in self.__slots__:
             if name == "dropped":
-                self.dropped += scope.record.dropped
+                self.dropped += scope.totals.dropped
             elif name != "scopes":
                 setattr(self, name, getattr(self, name) + getattr(scope, name))
 

@@ -386,14 +386,14 @@ _NOTHING: dict[str, Any] = {
 
 
 def _numbers(scope: CallScope) -> dict[str, Any]:
-    record = scope.record
+    totals = scope.totals
     return {
-        "statements": record.statements,
-        "rows": record.rows,
-        "database_seconds": round(record.database / 1e9, 6),
-        "wait_seconds": round(record.wait / 1e9, 6),
-        "transactions": record.commits + record.rollbacks,
-        "connections": record.checkouts,
+        "statements": totals.statements,
+        "rows": totals.rows,
+        "database_seconds": round(totals.database / 1e9, 6),
+        "wait_seconds": round(totals.wait / 1e9, 6),
+        "transactions": totals.commits + totals.rollbacks,
+        "connections": totals.checkouts,
     }
 
 
