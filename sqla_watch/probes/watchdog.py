@@ -41,6 +41,7 @@ _LINGER = 1_000_000_000
 """Nanoseconds without anything to look at, after which it falls asleep until it is called."""
 _PATIENCE = 5
 """Seconds for which the end of the thread is waited for; a reporter of the application's may be running in it."""
+_PATIENCE_OF_A_FORK = 1
 _MOST_ARRIVALS = 10_000
 """What is kept to be looked at, should the thread not be running."""
 
@@ -76,10 +77,30 @@ class Watchdog(Probe):
     def _forget(self) -> None:
         """Let go of the thread, which ends when it sees that the bell is not its own any more."""
         self._thread: threading.Thread | None = None
+        self._resting: LockType | None = None
+        """The bell of the thread that has ended before a fork, and hands over what it had to look at."""
         self._arrivals: list[Watched] = []
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
+
+    def _rest(self) -> None:
+        """End the thread before the process is forked: Python warns of that where there are threads, and is right to.
+
+        What it had still to look at is kept for the next one, which begins when there is something new: only then,
+        because Python counts the threads when all that is told of the fork have been told.
+        """
+        with self._starting:
+            thread, bell = self._thread, self._bell
+            if thread is None or thread is threading.current_thread():
+                return
+            arrivals = self._arrivals
+            self._forget()
+            self._arrivals = arrivals
+            self._resting = bell
+        if bell.locked():
+            bell.release()
+        thread.join(_PATIENCE_OF_A_FORK)
 
     def _begin_anew(self) -> None:
         """In a process that was forked off there is no thread, and whoever had the lock is not there."""
@@ -195,7 +216,7 @@ class Watchdog(Probe):
                     bell.acquire()
                 with self._starting:
                     if self._bell is not bell:
-                        return
+                        return  # asleep it has nothing to hand over
                     self._asleep = False
                 quiet_since = clock()
                 continue
@@ -205,6 +226,8 @@ class Watchdog(Probe):
             if heap:
                 pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
             bell.acquire(timeout=max(pause, budget.pause(needed)) / 1e9)
+        if self._resting is bell:
+            self._arrivals.extend(item for _, _, item in heap if item.open)
 
 
 class _Budget:
@@ -245,4 +268,4 @@ class _FramesOnce:
 watchdog = Watchdog()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=watchdog._begin_anew)
+    os.register_at_fork(before=watchdog._rest, after_in_child=watchdog._begin_anew)

@@ -376,6 +376,29 @@ def test_it_does_not_make_python_warn_of_a_fork(program: Any) -> None:
     assert lines == [{"who": "parent", "doing": "in time.sleep", "looks": True}]
 
 
+@has_fork
+def test_what_it_had_to_look_at_before_a_fork_it_looks_at_after_it(program: Any) -> None:
+    lines = said(
+        program(
+            """
+            with sqla_watch.scope("idles") as scope, engine.connect() as connection:
+                connection.execute(ONE)
+                time.sleep(0.06)  # it has been taken over by the thread, and is not due yet
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+                engine.connect().close()  # something new
+                time.sleep(0.6)
+                connection.execute(ONE)
+            (finding,) = [each for each in scope.findings if each.rule == "idle-in-transaction"]
+            say(doing=finding.evidence["meanwhile"])
+            """
+        )
+    )
+    assert lines == [{"doing": "in time.sleep"}]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_have_one_each(program: Any, method: str) -> None:
     lines = said(
