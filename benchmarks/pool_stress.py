@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from asyncpg import InternalClientError, PostgresError
+from asyncpg import InterfaceError, InternalClientError, PostgresError
 from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -474,7 +474,7 @@ class _Crowd:
         what = _what(error)
         with self.lock:
             self.outcome.errors[what] += 1
-        if not isinstance(error, (*EXPECTED, Planned)):
+        if not isinstance(error, (*EXPECTED, Planned)) and not _was_killed_while_connecting(error):
             self.outcome.fault(f"{name} ran into {what}: {''.join(traceback.format_exception(error))}")
         elif _ends_in_ours(error):
             self.outcome.fault(f"{name} has a line of ours: {''.join(traceback.format_exception(error))}")
@@ -485,6 +485,11 @@ def _what(error: BaseException) -> str:
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     name = type(error).__name__
     return f"{name} {state or type(original).__name__}" if original is not None else name
+
+
+def _was_killed_while_connecting(error: BaseException) -> bool:
+    """Whether asyncpg says so in its own words: SQLAlchemy does not translate what it meets while it connects."""
+    return isinstance(error, InterfaceError) and "connection is closed" in str(error)
 
 
 def _ends_in_ours(error: BaseException) -> bool:
