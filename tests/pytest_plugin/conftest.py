@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,13 @@ class Project:
             self.pytester.runpytest_subprocess if apart or "xdist" in plugins else self.pytester.runpytest_inprocess
         )
         return run(*loaded, "-p", "no:cacheprovider", *arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a file that is changed within the second, and stays as long as it was, is taken from its bytecode."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
 @pytest.fixture
