@@ -295,18 +295,15 @@ class Scope:
 
     def _is_ordinary(self) -> bool:
         """Whether a first look tells that there is nothing to be found; then only the totals are kept."""
-        if self._record is not None or self.budget is not None or registry.news:
+        if self.budget is not None or registry.news:
             return False
         if self.parent is not None and not self.parent.closed:
             return False  # it goes on with what was loaded here
-        number = len(self.pending)
-        if not number:
-            self._record = Totals()
-            return True
-        if number > FEW:
-            return False
-        with self._lock:
-            totals = glance(islice(self.pending, number), self.settings.floors)
+        with self._lock:  # another thread may read it at this moment, and have it added up
+            number = len(self.pending)
+            if self._record is not None or number > FEW:
+                return False
+            totals = glance(islice(self.pending, number), self.settings.floors) if number else Totals()
             if totals is None:
                 return False
             self._record = totals
