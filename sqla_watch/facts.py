@@ -117,6 +117,32 @@ class CallSite(NamedTuple):
     """Offset of the instruction, `frame.f_lasti`."""
 
 
+class Sites:
+    """How often each of some lines was met.
+
+    They are told apart by where their code is in memory: to hash a code itself takes 1 to 14 µs.
+    """
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, int], list[Any]] = {}
+
+    def add(self, site: CallSite) -> None:
+        """Count one."""
+        code, instruction = site
+        key = (id(code), instruction)
+        counted = self._counts.get(key)
+        if counted is None:
+            self._counts[key] = [site, 1]
+        else:
+            counted[1] += 1
+
+    def most_first(self) -> list[CallSite]:
+        """Return the lines, those that were met most often first."""
+        return [site for site, _ in sorted(self._counts.values(), key=lambda counted: -counted[1])]
+
+
 class Activity(NamedTuple):
     """What a thread or task was doing at one moment, as places in code: no frame, no value of it."""
 
@@ -138,18 +164,20 @@ class RowCounter:
     The statement may have been added up already when its rows come; then they go to its group and record, too.
     """
 
-    __slots__ = (
-        "elapsed", "fetched_at", "group", "key", "nanoseconds", "noted", "parents", "record", "rows", "streamed",
-        "unread",
-    )  # fmt: skip
+    __slots__ = ("__dict__", "elapsed", "fetched_at", "group", "key", "nanoseconds", "record", "rows", "special")
+
+    # What few have stays on the class: it is one object more for each statement of SQLite's.
+    streamed: bool = False
+    """Whether the rows come in pieces, and are not in memory all at once."""
+    unread: int = 0
+    """Rows that the driver had fetched and nobody asked for."""
+    parents: int = 0
+    """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
+    elapsed: int
+    """Nanoseconds of the statement with the fetches so far, once it is in a group."""
 
     def __init__(self) -> None:
-        self.streamed = False
-        """Whether the rows come in pieces, and are not in memory all at once."""
-        self.rows = 0
-        self.nanoseconds = 0
-        self.elapsed = 0
-        """Nanoseconds of the statement with the fetches so far, once it is in a group."""
+        self.rows = self.nanoseconds = 0
         self.fetched_at = 0
         """When its last rows were fetched in one piece; 0 for one by one."""
         self.group: StatementGroup | None = None
@@ -157,12 +185,12 @@ class RowCounter:
         """Where the statement was counted; None as long as it was not."""
         self.key: tuple[int, ...] = ()
         """Positions of the queried class's primary key in a row, where parents are to be counted."""
-        self.noted = False
-        """Whether there is anything in the two below."""
-        self.unread = 0
-        """Rows that the driver had fetched and nobody asked for."""
-        self.parents = 0
-        """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
+        self.special = False
+        """Whether it is streamed, or there is anything unread, or to be said of parents."""
+
+    def stream(self) -> None:
+        """Note that the rows come in pieces."""
+        self.streamed = self.special = True
 
     def add(self, rows: int, nanoseconds: int) -> None:
         """Add rows fetched and the time it took."""
@@ -180,13 +208,13 @@ class RowCounter:
 
     def leave(self, unread: int) -> None:
         """Note that a result was closed or dropped while rows of it were unread."""
-        self.unread, self.noted = unread, True
+        self.unread, self.special = unread, True
         if self.group is not None:
             self.group.count_rows(self)
 
     def count_parents(self, parents: int) -> None:
         """Note how many distinct objects there were in all rows of a joined query."""
-        self.parents, self.noted = parents, True
+        self.parents, self.special = parents, True
         if self.group is not None:
             self.group.count_rows(self)
 
@@ -224,7 +252,7 @@ ERROR: Final = 14
 def site_of(statement: Statement) -> CallSite | None:
     """Return the line of a statement."""
     code = statement[CODE]
-    return None if code is None else CallSite(code, statement[INSTRUCTION])
+    return None if code is None else tuple.__new__(CallSite, (code, statement[INSTRUCTION]))
 
 
 class StatementGroup:
@@ -293,7 +321,10 @@ class StatementGroup:
     above: Any = None
     """The load of the parents, and what this group's own loads are remembered as (`record.LoadEntry`)."""
     entry: Any = None
-    root_sites: dict[CallSite, int]
+    origin: CallSite | None = None
+    """The line of the query at the root, for the parent that was loaded by this load of SQLAlchemy's."""
+    parent_runid: int = 0
+    root_sites: Sites
     """Where those queries are, and how many of the parents each loaded; of lazy loads only."""
 
     def __init__(
@@ -330,10 +361,13 @@ class StatementGroup:
         """Statements whose values were not compared for want of room."""
         if kind is not LoadKind.QUERY:
             self.roots = set()
-            self.root_sites = {}
+            self.root_sites = Sites()
+            self.in_checkout = self.most_in_checkout = self.last_checkout = self.parent_runid = 0
 
     def count_rows(self, counter: RowCounter) -> None:
         """Take over what is known of the rows of one of its statements."""
+        if counter.streamed:
+            self.streamed = True
         if counter.unread > self.most_unread:
             self.most_unread, self.unread_of = counter.unread, counter.rows
             self.record.has["unread"] = 1
@@ -387,7 +421,7 @@ class Repeat:
     rows: int = 0
     nanoseconds: int = 0
     """Of all executions but the first: what keeping the first answer would save."""
-    sites: dict[CallSite, int] = field(default_factory=dict)
+    sites: Sites = field(default_factory=Sites)
     """Where it was sent from, and how often."""
 
     def add(self, site: CallSite | None, rows: int, nanoseconds: int) -> None:
@@ -396,7 +430,7 @@ class Repeat:
         self.rows += rows
         self.nanoseconds += nanoseconds
         if site is not None:
-            self.sites[site] = self.sites.get(site, 0) + 1
+            self.sites.add(site)
 
 
 class Transaction(NamedTuple):

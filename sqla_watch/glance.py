@@ -80,7 +80,7 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
             return None
         if rows.__class__ is not int:
             counter = cast(RowCounter, rows)
-            if counter.noted or counter.streamed:
+            if counter.special:
                 return None
             counters.append(counter)
             rows = counter.rows

@@ -299,7 +299,6 @@ class Record(Totals):
     def take(self, facts: Iterable[Fact]) -> None:
         """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
         groups = self._groups
-        on_event_loop = self._on_event_loop
         statements = all_rows = database = latest = 0
         room = self._room
         # In a loop, one statement is like the one before: then its group is found without a look-up. What tells them
@@ -308,7 +307,8 @@ class Record(Totals):
         group: StatementGroup | None = None
         last_fingerprint: Any = None
         last_code: Any = None
-        last_instruction = last_path = last_checkout = last_transaction = 0
+        last_instruction = last_path = last_checkout = last_transaction = text_hash = 0
+        last_load: Any = None
         last_ignores: Any = None
         answers: _Answers | None = None
         asked: dict[int, int] = {}
@@ -341,11 +341,26 @@ class Record(Totals):
             all_rows += rows
             database += elapsed
             if load is not None:
-                what = load.relationship if load.kind is _LAZY else fingerprint.text
-                key: Any = (what, id(code), instruction, load.session, ignores, load.cause, checkout in on_event_loop)
                 fixed = load.parent
-                group = groups.get(key)
-                last_fingerprint = None
+                if (
+                    group is None
+                    or last_load is None
+                    or last_fingerprint is not fingerprint
+                    or last_code is not code
+                    or last_instruction != instruction
+                    or last_checkout != checkout
+                    or last_ignores is not ignores
+                    or last_load.relationship is not load.relationship
+                    or last_load.session != load.session
+                    or last_load.cause != load.cause
+                ):
+                    what = load.relationship if load.kind is _LAZY else fingerprint.text
+                    on_event_loop = checkout in self._on_event_loop
+                    key: Any = (what, id(code), instruction, load.session, ignores, load.cause, on_event_loop)
+                    group = groups.get(key)
+                    last_fingerprint, last_code, last_instruction = fingerprint, code, instruction
+                    last_ignores = ignores
+                last_load = load
             elif (
                 last_fingerprint is not fingerprint
                 or last_code is not code
@@ -353,11 +368,14 @@ class Record(Totals):
                 or last_path != path
                 or last_checkout != checkout
                 or last_ignores is not ignores
+                or last_load is not None
             ):
                 key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
                 group = groups.get(key)
                 last_fingerprint, last_code, last_instruction, last_path = fingerprint, code, instruction, path
                 last_ignores = ignores
+                last_load = None
+                text_hash = hash(fingerprint.text)
             if group is None:
                 self._room = room
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
@@ -368,31 +386,23 @@ class Record(Totals):
             latest = finished
             last_checkout = checkout
             group.count += 1
-            group.rows += rows
             group.nanoseconds += elapsed
             if finished > group.finished:
                 group.finished = finished
-            if rows > group.most_rows:
-                group.most_rows = rows
+            if rows:
+                group.rows += rows
+                if rows > group.most_rows:
+                    group.most_rows = rows
             if elapsed > group.slowest:
                 group.slowest = elapsed
             if counter is not None:
-                counter.group, counter.record = group, self
-                counter.elapsed = elapsed
-                if counter.streamed:
-                    group.streamed = True
-                if counter.noted:
+                counter.group, counter.record, counter.elapsed = group, self, elapsed
+                if counter.special:
                     group.count_rows(counter)
-            if error:
-                self.errors += 1
-                group.errors += 1
-                group.states = {**group.states, error: group.states.get(error, 0) + 1}
-                group.failed_last = True
-                if error == "MissingGreenlet":  # never sent
-                    statements -= 1
-                    group.count -= 1
-                continue
-            if group.errors:
+            if error or group.errors:
+                if error:
+                    statements -= self._fail(group, error)
+                    continue
                 group.failed_last = False
             if extra is not None:
                 self._add_extra(group, extra, rows, values)
@@ -407,27 +417,39 @@ class Record(Totals):
                 self._load(group, load, runid, checkout)
             if load is None and transaction > 0:
                 if fingerprint.asks:
-                    if answers is None or last_transaction != transaction:
+                    if last_transaction != transaction or answers is None:
                         answers = self._answers.get(transaction)
                         if answers is None:
                             answers = self._answers[transaction] = _Answers()
                         last_transaction = transaction
                         asked, asked_by = answers.answered, answers.groups
-                    question = hash((fingerprint.text, values))
+                    question = text_hash ^ values
                     if question in asked:
                         self._ask_again(answers, question, group, started, finished, rows)
-                    elif len(asked) >= MOST_ANSWERS:
-                        self.dropped += len(asked)
-                        asked.clear()
-                        asked_by.clear()
+                    else:
+                        if len(asked) >= MOST_ANSWERS:
+                            self.dropped += len(asked)
+                            asked.clear()
+                            asked_by.clear()
+                        asked_by[question] = group
                     asked[question] = finished
-                    asked_by[question] = group
                 elif fingerprint.may_write and transaction in self._answers:
                     self._answers[transaction].wrote(fingerprint, finished)
         self._room = room
         self.statements += statements
         self.rows += all_rows
         self.database += database
+
+    def _fail(self, group: StatementGroup, error: str) -> int:
+        """Count a statement that failed; return 1 for one that was never sent, and is none."""
+        self.errors += 1
+        group.errors += 1
+        group.states = {**group.states, error: group.states.get(error, 0) + 1}
+        group.failed_last = True
+        if error != "MissingGreenlet":
+            return 0
+        group.count -= 1
+        return 1
 
     def _add_extra(self, group: StatementGroup, extra: Extra, rows: int, values: int) -> None:
         """Add what there is to know of some statements only."""
@@ -479,70 +501,84 @@ class Record(Totals):
 
     def _other(self, fact: Fact) -> None:
         """Add a fact that is no statement."""
-        if isinstance(fact, Flush):
-            key = (fact.session, fact.cause, fact.call_site, fact.ignores)
-            group = self._flushes.get(key)
-            if group is None or group.transaction != fact.transaction:
-                if group is not None:  # of the transactions before, the one with most is kept
-                    most = self._most_flushes.setdefault(key, group)
-                    self._most_flushes[key] = max(most, group, key=lambda each: each.count)
-                elif len(self._flushes) >= MOST_GROUPS:
-                    self._flushes.clear()
-                    self._most_flushes.clear()
-                group = self._flushes[key] = FlushGroup(
-                    fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
-                )
-            group.count += 1
-            group.statements += fact.statements
-            group.objects += fact.objects
-            group.nanoseconds += fact.finished - fact.started
-        elif isinstance(fact, SessionUse):
-            self._add_session(fact)
-        elif isinstance(fact, MissingLoad):
-            if len(self.missing_loads) < MOST_KEPT:
-                query = self.find_load(fact.parent_runid) if fact.parent_runid else None
-                self.has["missing loads"] = 1
-                self.missing_loads.append(fact._replace(query=None if query is None else query.site))
-        elif isinstance(fact, EngineConfiguration):
-            self.engines.append(fact)
-            self.has["engines"] = 1
-        elif isinstance(fact, Transaction):
-            self.ending += fact.ending
-            self._fold(fact)
-            if fact.serial < 0:  # autocommit: there was no transaction
-                return
-            if fact.outcome == "commit":
-                self.commits += 1
-            elif fact.outcome == "rollback":
-                self.rollbacks += 1
-            self._answers.pop(fact.serial, None)
-            length = fact.finished - fact.started
-            self.transactions.add(length, fact)
-            has = self.has
-            has["longest transaction"] = max(length, has.get("longest transaction", 0))
-            has["longest gap"] = max(fact.gap, has.get("longest gap", 0))
-            if fact.error:
-                has["errors"] = 1
-        elif isinstance(fact, Wait):
-            if fact.checkout:
-                self.checkouts += 1
-            if fact.on_event_loop:
-                self._on_event_loop.add(fact.checkout)
-                self.has["blocking"] = 1
-            if fact.nanoseconds:
-                self.wait += fact.nanoseconds
-                self.waits.add(fact.nanoseconds, fact)
-                self.has["waits"] = 1
-            if fact.inside is not None:
-                self.nested.add(fact.nanoseconds, fact)
-                self.has["nested"] = 1
-        elif isinstance(fact, Held):
-            if fact.returned:  # one that was not may yet be
-                self.held += fact.finished - fact.started
-                self.connecting += fact.connecting + fact.pinging
-            if fact.idle > WORTH_KEEPING or not fact.returned:
-                self.holdings.add(fact.idle, fact)
+        kind = fact.__class__
+        if kind is Transaction:
+            self._add_transaction(cast(Transaction, fact))
+        elif kind is Wait:
+            self._add_wait(cast(Wait, fact))
+        elif kind is Held:
+            held = cast(Held, fact)
+            if held.returned:  # one that was not may yet be
+                self.held += held.finished - held.started
+                self.connecting += held.connecting + held.pinging
+            if held.idle > WORTH_KEEPING or not held.returned:
+                self.holdings.add(held.idle, held)
                 self.has["holdings"] = 1
+        elif kind is Flush:
+            self._add_flush(cast(Flush, fact))
+        elif kind is SessionUse:
+            self._add_session(cast(SessionUse, fact))
+        elif kind is MissingLoad:
+            missing = cast(MissingLoad, fact)
+            if len(self.missing_loads) < MOST_KEPT:
+                query = self.find_load(missing.parent_runid) if missing.parent_runid else None
+                self.has["missing loads"] = 1
+                self.missing_loads.append(missing._replace(query=None if query is None else query.site))
+        else:
+            self.engines.append(cast(EngineConfiguration, fact))
+            self.has["engines"] = 1
+
+    def _add_transaction(self, fact: Transaction) -> None:
+        self.ending += fact.ending
+        self._fold(fact)
+        if fact.serial < 0:  # autocommit: there was no transaction
+            return
+        if fact.outcome == "commit":
+            self.commits += 1
+        elif fact.outcome == "rollback":
+            self.rollbacks += 1
+        self._answers.pop(fact.serial, None)
+        length, gap = fact.finished - fact.started, fact.gap
+        self.transactions.add(length, fact)
+        has = self.has
+        if length > has.get("longest transaction", -1):
+            has["longest transaction"] = length
+        if gap > has.get("longest gap", -1):
+            has["longest gap"] = gap
+        if fact.error:
+            has["errors"] = 1
+
+    def _add_wait(self, fact: Wait) -> None:
+        if fact.checkout:
+            self.checkouts += 1
+        if fact.on_event_loop:
+            self._on_event_loop.add(fact.checkout)
+            self.has["blocking"] = 1
+        if fact.nanoseconds:
+            self.wait += fact.nanoseconds
+            self.waits.add(fact.nanoseconds, fact)
+            self.has["waits"] = 1
+        if fact.inside is not None:
+            self.nested.add(fact.nanoseconds, fact)
+            self.has["nested"] = 1
+
+    def _add_flush(self, fact: Flush) -> None:
+        key = (fact.session, fact.cause, fact.call_site, fact.ignores)
+        group = self._flushes.get(key)
+        if group is None or group.transaction != fact.transaction:
+            if group is not None:  # of the transactions before, the one with most is kept
+                most = self._most_flushes.setdefault(key, group)
+                self._most_flushes[key] = max(most, group, key=lambda each: each.count)
+            elif len(self._flushes) >= MOST_GROUPS:
+                self._flushes.clear()
+                self._most_flushes.clear()
+            group = self._flushes[key] = FlushGroup(
+                fact.session, fact.cause, fact.call_site, fact.ignores, fact.transaction
+            )
+        group.count += 1
+        group.statements += fact.statements
+        group.objects += fact.objects
+        group.nanoseconds += fact.finished - fact.started
 
     def _new_group(
         self,
@@ -709,6 +745,8 @@ class Record(Totals):
         """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
         if load is None:
             entry = self._queries[checkout] = LoadEntry(group.call_site, runid, ())
+        elif load.parent_runid and load.parent_runid == group.parent_runid:  # loaded with the parent before
+            entry = group.entry
         else:
             above = self.find_load(load.parent_runid) if load.parent_runid else self._queries.get(checkout)
             if above is None:  # loaded before the scope was opened
@@ -726,32 +764,40 @@ class Record(Totals):
                 group.above, group.entry = above, entry
                 if group.relationship is relationship:
                     group.relationship = relationship._replace(path=way)
-            if group.kind is LoadKind.LAZY:
-                group.in_checkout = group.in_checkout + 1 if checkout == group.last_checkout else 1
-                group.last_checkout = checkout
-                group.most_in_checkout = max(group.most_in_checkout, group.in_checkout)
+            if group.kind is _LAZY:
                 if len(group.roots) < MOST_KEPT:
                     # Up or down a tree, each generation was loaded by the one before, not by the query at its root.
                     generation = above.path.count(load.relationship.step) if load.relationship is not None else 0
                     group.roots.add(hash((above.root, generation)) if generation else above.root)
                 origin = above if not above.path else self.find_load(above.root)
-                if origin is not None and origin.site is not None:
-                    group.root_sites[origin.site] = group.root_sites.get(origin.site, 0) + 1
-                self._queries[checkout] = entry
+                group.origin = None if origin is None else origin.site
+                group.parent_runid = load.parent_runid
+        if load is not None and group.kind is _LAZY:
+            group.in_checkout = group.in_checkout + 1 if checkout == group.last_checkout else 1
+            group.last_checkout = checkout
+            if group.in_checkout > group.most_in_checkout:
+                group.most_in_checkout = group.in_checkout
+            if group.origin is not None:
+                group.root_sites.add(group.origin)
+            self._queries[checkout] = entry
         self._remember(runid, entry)
 
     def _remember(self, runid: int, entry: LoadEntry) -> None:
-        runids = self._runids
-        if runids and runid < runids[-1]:  # two threads of one scope; keep the order
+        """Keep a load for those who ask whence an object is. Of loads alike in a row the first and the last do."""
+        runids, loads = self._runids, self._loads
+        if not runids or runid >= runids[-1]:
+            if runids and loads[-1] is entry and len(loads) > 1 and loads[-2] is entry:
+                runids[-1] = runid
+                return
+            runids.append(runid)
+            loads.append(entry)
+        else:  # two threads of one scope; keep the order
             index = bisect_right(runids, runid)
             runids.insert(index, runid)
-            self._loads.insert(index, entry)
-        else:
-            runids.append(runid)
-            self._loads.append(entry)
+            loads.insert(index, entry)
         if len(runids) > MOST_LOADS:
-            del self._runids[: MOST_LOADS // 2]
-            del self._loads[: MOST_LOADS // 2]
+            del runids[: MOST_LOADS // 2]
+            del loads[: MOST_LOADS // 2]
 
     def _ask_again(
         self, answers: _Answers, question: int, group: StatementGroup, started: int, finished: int, rows: int
@@ -759,9 +805,12 @@ class Record(Totals):
         """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
         answered = answers.answered[question]
         if started < answered or started - answered >= POLL_NANOSECONDS:
+            answers.groups[question] = group
             return
-        if any(answers.written.get(table, 0) > answered for table in group.fingerprint.tables):
+        written = answers.written
+        if written and any(written.get(table, 0) > answered for table in group.fingerprint.tables):
             answers.repeats.pop(question, None)
+            answers.groups[question] = group
             return
         repeat = answers.repeats.get(question)
         if repeat is None:

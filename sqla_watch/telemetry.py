@@ -127,6 +127,8 @@ def provider_is_set() -> bool:
     environment's where there is none yet, and costs several times as much; this is asked with each checkout.
     """
     modules = sys.modules
+    if "opentelemetry" not in modules:
+        return False
     for module, name in _PROVIDERS:
         provider = getattr(modules.get(module), name, None)
         if provider is not None and not type(provider).__name__.startswith("NoOp"):

@@ -86,8 +86,7 @@ class NPlusOne(Rule):
     def _finding(group: StatementGroup, relationship: Relationship, parents: int) -> Finding:
         option = loader_option(relationship)
         related = []
-        if group.root_sites:
-            site = max(group.root_sites, key=group.root_sites.__getitem__)
+        for site in group.root_sites.most_first()[:1]:
             location = where(site)
             if location is not None:
                 related.append(RelatedLocation("parents loaded by the query", location))

@@ -60,17 +60,17 @@ class RepeatedQuery(Rule):
 
     def find(self, facts: Facts, context: Context) -> Iterator[Found]:
         """Yield one finding for each statement and its values."""
-        claimed = {(group.fingerprint.text, group.call_site) for group in facts.groups if group in context.claimed}
+        claimed = [(group.fingerprint.text, group.call_site) for group in facts.groups if group in context.claimed]
         for repeat in facts.repeats:
             if repeat.count < context["min_repeats"] or repeat.nanoseconds < context["min_seconds"] * 1e9:
                 continue
-            if any((repeat.fingerprint.text, site) in claimed for site in repeat.sites):
+            if claimed and any((repeat.fingerprint.text, site) in claimed for site in repeat.sites.most_first()):
                 continue
             yield Found(self._finding(repeat), (repeat,), repeat.ignores)
 
     @staticmethod
     def _finding(repeat: Repeat) -> Finding:
-        sites = sorted(repeat.sites, key=lambda site: -repeat.sites[site])
+        sites = repeat.sites.most_first()
         others = [location for site in sites[1:4] if (location := where(site)) is not None]
         return Finding(
             rule=RepeatedQuery.id,
@@ -83,7 +83,7 @@ class RepeatedQuery(Rule):
             location=where(sites[0]),
             evidence={
                 "statements": repeat.count,
-                "call_sites": len(repeat.sites),
+                "call_sites": len(sites),
                 "rows": repeat.rows,
                 "saved_seconds": seconds(repeat.nanoseconds),
             },

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
 from types import CodeType, FrameType, MappingProxyType
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 from sqla_watch import registry
@@ -63,10 +63,6 @@ holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=Non
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
 
 
-def _no_record() -> None:
-    """Stands for a weak reference to nothing."""
-
-
 _NONE_SEEN: Mapping[int, list[Activity]] = MappingProxyType({})
 
 
@@ -74,71 +70,72 @@ class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "activities", "codes", "connecting", "depth", "ending", "failed", "idle", "idle_started", "implicit",
-        "in_transactions", "kept", "limited", "looked", "open", "outer", "outlived_at", "outlived_by_owner",
-        "outlived_scope", "owner", "pinging", "pool", "processor_time", "quiet_since", "record", "requested",
-        "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait", "waiting",
+        "__dict__", "activities", "codes", "connecting", "depth", "ending", "idle", "idle_started", "implicit",
+        "in_transactions", "kept", "limited", "open", "outer", "owner", "pinging", "pool", "quiet_since", "record",
+        "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait",
         "waits_before", "worked",
     )  # fmt: skip
+
+    # What few have stays on the class: one of these is made whenever a connection is got.
+    failed: bool = False
+    """Whether an exception was on its way when the connection was returned."""
+    looked: int = 0
+    processor_time: int = 0
+    """When the watchdog has looked, and the processor time of the owner's thread by then."""
+    outlived_at: int = 0
+    outlived_by_owner: bool = False
+    """Whether it was the thread or task of the unit of work itself that had taken it."""
+    outlived_scope: Scope | None = None
+    """The unit of work that has ended without returning it, and when, until that is told."""
+    waiting: int = 0
+    """Requests of its owner, or of tasks that this has started, which wait for another connection."""
 
     def __init__(
         self,
         requested: int,
         implicit: bool,
+        record: ref[Any],
         pool: Any = None,
-        frame: FrameType | None = None,
+        site: CallSite | None = None,
         unit: Scope | None = None,
     ) -> None:
         self.serial = next_checkout()
-        self.record: Callable[[], Any] = _no_record
+        self.record = record
         self.pool = pool
         """Weak references to the pool's connection record, and the pool."""
         self.requested = requested
         self.taken = self.quiet_since = clock()
         """When the connection was got; and since when no transaction has been open."""
-        self.taken_at: CallSite | None = None
+        self.taken_at = site
         """The line that asked for it."""
         self.codes: tuple[CodeType, ...] = ()
         """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
         nobody can tell."""
-        if frame is not None:
-            self.taken_at = CallSite(frame.f_code, frame.f_lasti)
         self.depth = 1
-        self.open = True
         self.owner = Owner.here()
         self.outer: Checkout | None = None
         """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
         self.implicit = implicit
         """Whether it makes a scope of its own where none is open."""
-        self.failed = False
-        """Whether an exception was on its way when the connection was returned."""
         self.scope: Scope | None = None
         self.taken_in: Scope | None = None
         """The explicit scope in which it was taken."""
         self.unit = unit
         """The unit of work in which it was taken."""
-        self.looked = self.processor_time = 0
-        """When the watchdog has looked, and the processor time of the owner's thread by then."""
-        self.outlived_at = 0
-        self.outlived_by_owner = False
-        """Whether it was the thread or task of the unit of work itself that had taken it."""
-        self.outlived_scope: Scope | None = None
-        """The unit of work that has ended without returning it, and when, until that is told."""
         self.transaction: OpenTransaction | None = None
         self.ending: OpenTransaction | None = None
         """The transaction whose COMMIT or ROLLBACK is running."""
         self.wait: Wait | None = None
         """The wait before it, until a scope has it."""
-        self.waits_before = 0
-        """Requests that had had to wait for a connection of its pool, before it was taken."""
-        self.worked = self.in_transactions = self.connecting = self.pinging = 0
+        self.worked = self.in_transactions = self.connecting = self.pinging = self.waits_before = 0
+        """Nanoseconds in statements, in transactions, of opening and of pinging it; and the requests that had had to
+        wait for a connection of its pool, before it was taken."""
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
-        self.limited = True
-        """Whether its pool has a limit: what is held of another one is taken from nobody."""
+        self.open = self.limited = True
+        """Whether it is out; and whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
-        self.waiting = 0
-        """Requests of its owner, or of tasks that this has started, which wait for another connection."""
+        """Whether it is kept for what a session of PostgreSQL has, as LISTEN."""
         self.telemetry: ConnectionTelemetry | None = None
         """Who tells OpenTelemetry of it."""
         self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
@@ -200,10 +197,9 @@ class Checkout:
         last = begun = None
         statements = 0
         if transaction is not None:
-            facts = transaction.facts[:]  # the owner may go on meanwhile
-            last = facts[-1] if facts else transaction.last
-            begun = transaction.first or (facts[0] if facts else None)
-            statements = transaction.statements + len(facts)
+            previous = transaction.previous
+            last = cast(Statement, previous) if previous.__class__ is tuple else transaction.last
+            begun, statements = transaction.first or last, transaction.statements
         in_transaction = last is not None and last[TRANSACTION] > 0
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
         stack = self.owner.stack(frames)
@@ -292,7 +288,6 @@ class Checkout:
         if transaction is None:
             return
         before, transaction.scope = transaction.scope, scope
-        transaction.add_up()
         if before is None or transaction.last is None:
             return
         ended, now = before.unit, scope.unit
@@ -307,62 +302,58 @@ class Checkout:
         if transaction is None:
             return
         fact = transaction.ended(outcome, started, self.serial, self.owner.number, error)
-        self.kept = self.kept or transaction.kept or transaction.temporary
+        if transaction.special and (transaction.kept or transaction.temporary):
+            self.kept = True
         if fact is None:
             return
         if self.telemetry is not None:
             self.telemetry.ended(fact)
-        if fact.first is None:  # of a request that is not in the sample
+        if transaction.first is None:  # of a request that is not in the sample
             return
+        begun, finished = fact.started, fact.finished
         self.worked += fact.database + fact.ending
-        self._quiet_until(fact.started)
-        self.quiet_since = fact.finished
+        if begun - self.quiet_since > self.idle:
+            self.idle, self.idle_started = begun - self.quiet_since, self.quiet_since
+        self.quiet_since = finished
         if fact.serial > 0:
-            self.in_transactions += fact.finished - fact.started
-            if fact.gap_started in self.activities:
+            self.in_transactions += finished - begun
+            if self.activities and fact.gap_started in self.activities:
                 fact = fact._replace(meanwhile=tuple(self.activities[fact.gap_started]))
         elif fact.gap > self.idle:  # in autocommit nothing is open between two statements
             self.idle, self.idle_started = fact.gap, fact.gap_started
-        scope = self.find_scope()
-        if scope is None:
-            return
+        scope = current.get()
+        if scope is None or scope.closed:
+            scope = self.find_scope()
+            if scope is None:
+                return
         pending = scope.pending
         pending.append(fact)
         if len(pending) >= DIGEST:
             scope.digest()
 
-    def _quiet_until(self, moment: int) -> None:
-        """Note a time in which no transaction was open."""
-        if moment - self.quiet_since > self.idle:
-            self.idle, self.idle_started = moment - self.quiet_since, self.quiet_since
-
     def told(self, finished: int, waits: int, *, returned: bool) -> Held:
         """Return the fact of its time out of the pool."""
-        return Held(
-            self.serial,
-            self.taken,
-            finished,
-            returned,
-            self.worked,
-            self.in_transactions,
-            self.connecting,
-            self.pinging,
-            self.idle if self.limited else 0,
-            tuple(self.activities.get(self.idle_started, ())),
-            self.taken_at,
-            waits - self.waits_before,
-            self.kept,
-            active_ignores.get(),
-        )
+        # As Held(…), in half of the time.
+        return tuple.__new__(
+            Held,
+            (
+                self.serial, self.taken, finished, returned, self.worked, self.in_transactions, self.connecting,
+                self.pinging, self.idle if self.limited else 0,
+                tuple(self.activities.get(self.idle_started, ())) if self.activities else (), self.taken_at,
+                waits - self.waits_before, self.kept, active_ignores.get(),
+            ),
+        )  # fmt: skip
 
     def returned(self, waits: int = 0) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
-        self.failed = sys.exc_info()[0] is not None
+        if sys.exc_info()[0] is not None:
+            self.failed = True
         if self.transaction is not None:
             self.end_transaction(self.transaction, "rollback", clock())
             self.transaction = None
         finished = clock()
-        self._quiet_until(finished)
+        if finished - self.quiet_since > self.idle:
+            self.idle, self.idle_started = finished - self.quiet_since, self.quiet_since
         self.open = False
         if self.telemetry is not None:
             self.telemetry.returned(finished - self.taken)
@@ -370,14 +361,15 @@ class Checkout:
         if holding.get() is self:
             holding.set(self.outer)
         self.outer = None
-        if self.scope is None and self.wait is not None and self.wait.nanoseconds:
+        if self.wait is not None and self.scope is None and self.wait.nanoseconds:
             self.find_scope()
-        taken_in, self.taken_in = self.taken_in, None
-        scope, self.scope = self.scope, None
+        scope, taken_in = self.scope, self.taken_in
+        self.scope = self.taken_in = None
         if taken_in is None:
             taken_in = scope
-        if self.unit is not None:
-            self.unit.checkouts.discard(self)
+        unit = self.unit
+        if unit is not None:
+            unit.checkouts.discard(self)
             self.unit = None
         if taken_in is not None and not taken_in.closed:
             taken_in.pending.append(self.told(finished, waits, returned=True))
@@ -447,9 +439,9 @@ def checkout_of(record: Any) -> Checkout | None:
         found = Checkout(
             clock(),
             any(watch.settings.implicit_scopes for watch in registry.watches[-1:]),
+            ref(record),
             None if pool is None else ref(pool),
         )
-        found.record = ref(record)
         record.__dict__[RECORD_KEY] = found
         if pool is not None:
             out[id(record)] = found.record, ref(pool)

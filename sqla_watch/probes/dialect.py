@@ -7,6 +7,7 @@ times as much and does not see how long a COMMIT takes. What flows out are `Stat
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from sys import _getframe
 from time import perf_counter_ns as clock
@@ -24,6 +25,7 @@ from sqla_watch.probes.door import Door
 from sqla_watch.probes.internals import (
     DEFAULT_FETCH,
     NO_CACHE_KEY,
+    RECORD_KEY,
     describe_load,
     describe_shape,
     loads_entities,
@@ -33,11 +35,11 @@ from sqla_watch.probes.rows import CountingFetch, FollowingFetch, count_stream, 
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.transaction import OpenTransaction, next_transaction
 from sqla_watch.probes.uncached import count_uncached
+from sqla_watch.registry import fallbacks
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
-SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -81,9 +83,13 @@ def _execute(door: Door, original: Any) -> Any:
             if checkout is None:  # SQLAlchemy's own look-ups while it connects
                 return original(cursor, statement, parameters, context)
         scope = _current()
-        if scope is UNSAMPLED:
-            return _pass_by(checkout, original, cursor, statement, parameters, context)
         if scope is None or scope.closed or not door.open:
+            if scope is UNSAMPLED:
+                if checkout.telemetry is None:
+                    return original(cursor, statement, parameters, context)
+                return _pass_by(checkout, original, cursor, statement, parameters, context)
+            if scope is None and not checkout.implicit and not fallbacks:
+                return original(cursor, statement, parameters, context)
             scope = checkout.find_scope() if door.open else None
             if scope is None:
                 return original(cursor, statement, parameters, context)
@@ -182,17 +188,14 @@ def _execute(door: Door, original: Any) -> Any:
                     0 if transaction is None else transaction.serial, load, runid,
                     _ignores() if entered_ignores else (), error, extra,
                 )  # fmt: skip
-                scope.pending.append(fact)
+                pending = scope.pending
+                pending.append(fact)
                 if transaction is not None:
                     if transaction.scope is not scope:
                         checkout.moved(scope, fact)
-                    facts = transaction.facts
-                    facts.append(fact)
-                    if len(facts) >= enough:  # and at the transaction's end
-                        transaction.add_up()
-                        scope.digest()
-                    if fingerprint.housekeeping and fingerprint.operation in SAVEPOINTS and not error:
-                        transaction.savepoint(fingerprint.operation)
+                    transaction.sent(fact, fingerprint, started, finished)
+                if len(pending) >= enough:  # and at the transaction's end
+                    scope.digest()
             except Exception:
                 door.fault()
             if failure is not None:
@@ -206,7 +209,7 @@ def _execute(door: Door, original: Any) -> Any:
 def _pass_by(checkout: Checkout, original: Any, *arguments: Any) -> Any:
     """Send a statement that is not in the sample; OpenTelemetry counts its transaction all the same."""
     transaction = checkout.transaction
-    if transaction is None or checkout.telemetry is None:
+    if transaction is None:
         return original(*arguments)
     started = clock()
     try:
@@ -283,14 +286,17 @@ def name_of(error: BaseException) -> str:
 
 
 def _begin(door: Door, original: Any) -> Any:
+    autocommits = _autocommits(getattr(original, "__self__", None))
+
     def do_begin(connection: Any) -> Any:
         answer = original(connection)
         if door.open:
             try:
-                checkout = checkout_of(getattr(connection, "_connection_record", None))
-                if checkout is not None and (checkout.telemetry is not None or current.get() is not UNSAMPLED):
+                record = getattr(connection, "_connection_record", None)
+                checkout = None if record is None else record.__dict__.get(RECORD_KEY) or checkout_of(record)
+                if checkout is not None and (checkout.telemetry is not None or _current() is not UNSAMPLED):
                     serial = next_transaction()
-                    checkout.transaction = OpenTransaction(-serial if _autocommits(original, connection) else serial)
+                    checkout.transaction = OpenTransaction(-serial if autocommits(connection) else serial)
             except Exception:
                 door.fault()
         return answer
@@ -298,31 +304,33 @@ def _begin(door: Door, original: Any) -> Any:
     return do_begin
 
 
-def _autocommits(do_begin: Any, connection: Any) -> bool:
-    """Whether the connection commits each statement by itself, so that no transaction is open."""
-    dialect = getattr(do_begin, "__self__", None)
-    dbapi_connection = connection.dbapi_connection
+def _autocommits(dialect: Any) -> Callable[[Any], bool]:
+    """Return what tells of a connection whether it commits each statement by itself, so that no transaction is open."""
     detect = getattr(dialect, "detect_autocommit_setting", None)
-    if detect is not None:
+    if detect is None:  # SQLAlchemy before 2.0.43 has no way to ask
+        return lambda connection: (
+            getattr(connection.dbapi_connection, "autocommit", None) is True
+            or getattr(connection.dbapi_connection, "isolation_level", None) == "autocommit"
+        )
+
+    def autocommits(connection: Any) -> bool:
         try:
-            return bool(detect(dbapi_connection))
+            return bool(detect(connection.dbapi_connection))
         except NotImplementedError:
             return False
-    # SQLAlchemy before 2.0.43 has no way to ask.
-    return getattr(dbapi_connection, "autocommit", None) is True or (
-        getattr(dbapi_connection, "isolation_level", None) == "autocommit"
-    )
+
+    return autocommits
 
 
 def _end(outcome: str) -> Any:
     def make(door: Door, original: Any) -> Any:
         def end(connection: Any) -> Any:
-            if not door.open:
+            record = getattr(connection, "_connection_record", None)
+            checkout: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
+            transaction = None if checkout is None else checkout.transaction
+            if checkout is None or transaction is None or not door.open:  # the pool's reset after a COMMIT
                 return original(connection)
-            checkout = checkout_of(getattr(connection, "_connection_record", None))
-            if checkout is None or checkout.transaction is None:  # the pool's reset after a COMMIT
-                return original(connection)
-            transaction, checkout.transaction = checkout.transaction, None
+            checkout.transaction = None
             return timed(door, checkout, transaction, outcome, original, connection)
 
         return end
@@ -338,7 +346,7 @@ def _prepare(door: Door, original: Any) -> Any:
         finally:
             checkout = _checkout_under(connection) if door.open else None
             if checkout is not None and checkout.transaction is not None:
-                checkout.transaction.ending += clock() - started
+                checkout.transaction.prepared(clock() - started)
 
     return do_prepare_twophase
 
@@ -368,7 +376,7 @@ def _end_twophase(outcome: str) -> Any:
             # Taken off first: the dialect may call do_rollback on its way to COMMIT PREPARED.
             transaction, checkout.transaction = checkout.transaction, None
             if transaction is not None:
-                transaction.two_phase = True
+                transaction.two_phase = transaction.special = True
             return timed(door, checkout, transaction, outcome, original, connection, *arguments, **options)
 
         return end
@@ -387,21 +395,16 @@ def timed(
 ) -> Any:
     """Call COMMIT or ROLLBACK, and write the transaction's fact, also for a COMMIT that failed."""
     checkout.ending = transaction
+    error = ""
     started = clock()
     try:
-        answer = original(*arguments, **options)
-    except BaseException as error:
-        _ended(door, checkout, transaction, "rollback", started, name_of(error))
+        return original(*arguments, **options)
+    except BaseException as exception:
+        outcome, error = "rollback", name_of(exception)
         raise
-    _ended(door, checkout, transaction, outcome, started)
-    return answer
-
-
-def _ended(
-    door: Door, checkout: Checkout, transaction: OpenTransaction | None, outcome: str, started: int, error: str = ""
-) -> None:
-    try:
-        checkout.ending = None
-        checkout.end_transaction(transaction, outcome, started, error)
-    except Exception:
-        door.fault()
+    finally:
+        try:
+            checkout.ending = None
+            checkout.end_transaction(transaction, outcome, started, error)
+        except Exception:
+            door.fault()

@@ -197,8 +197,10 @@ def user_codes(frame: FrameType | None) -> tuple[CodeType, ...]:
     for _ in range(_NEAR):
         if frame is None:
             break
-        if kinds.get(frame.f_code.co_filename) == USER:
-            codes.append(frame.f_code)
+        code = frame.f_code
+        filename = code.co_filename
+        if (kinds[filename] if filename in kinds else user_code.kind(filename)) == USER:
+            codes.append(code)
         frame = frame.f_back
     return tuple(codes)
 

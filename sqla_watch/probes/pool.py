@@ -80,13 +80,14 @@ def _watched(base: type) -> type:
 
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
-        state = _state_of(self)
+        state = self.__dict__.get(_STATE) or _state_of(self)
         if not state.on:
             return pool_class._do_get(self)
         request = _Request(self, state)
-        if _is_exhausted(self, len(state.asking)):
+        asking = state.asking
+        if _is_exhausted(self, len(asking)):
             _guarded(state, request.waits)
-        state.asking.add(request)
+        asking.add(request)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
@@ -99,7 +100,10 @@ def _watched(base: type) -> type:
                 _guarded(state, _given_up, request)
             raise
         request.ends()
-        _guarded(state, _taken, request, record)
+        try:
+            _taken(request, record)
+        except Exception:
+            _fault(state)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -172,6 +176,12 @@ def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
     try:
         function(*arguments)
     except Exception:
+        _fault(state)
+
+
+def _fault(state: PoolWaits) -> None:
+    """Say that something of ours has failed, once, and watch the pool no longer."""
+    if state.on and not (sys is None or sys.is_finalizing()):
         state.on = False
         logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
 
@@ -236,19 +246,20 @@ def waits_of(pool: Any) -> PoolWaits:
 class _Request:
     """A request for a connection of a pool, from asking to getting one, or none."""
 
-    __slots__ = ("holders", "is_waiting", "open", "outer", "pool", "site", "started", "state")
+    __slots__ = ("__dict__", "is_waiting", "open", "pool", "started", "state")
+
+    site: CallSite | None = None
+    """The line that asks; known where the pool had no connection left."""
+    holders: tuple[Holder, ...] = ()
+    """Who had the connections when the wait had become long; the watchdog looks."""
+    outer: tuple[Checkout, ...] = ()
+    """What the same thread or task has out already while it waits for another one."""
 
     def __init__(self, pool: Any, state: PoolWaits) -> None:
         self.pool = pool
         self.state = state
         self.started = clock()
-        self.site: CallSite | None = None
-        """The line that asks; known where the pool had no connection left."""
-        self.holders: tuple[Holder, ...] = ()
-        """Who had the connections when the wait had become long; the watchdog looks."""
         self.is_waiting = False
-        self.outer: list[Checkout] = []
-        """What the same thread or task has out already while it waits for another one."""
         self.open = True
 
     def waits(self) -> None:
@@ -260,7 +271,7 @@ class _Request:
         while outer is not None:
             if not outer.outlived_at:
                 outer.waiting += 1
-                self.outer.append(outer)
+                self.outer = (*self.outer, outer)
             outer = outer.outer
         self.started = clock()
         watchdog.watch(self, soon=True)
@@ -321,29 +332,42 @@ def _note(holders: tuple[Holder, ...]) -> str:
 
 def _taken(request: _Request, record: Any) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
-    pool, started = request.pool, request.started
+    pool, started, waits = request.pool, request.started, request.state
     state = record.__dict__
-    connecting = state.pop(_CREATED, 0)
-    wait = clock() - started - connecting
+    wait = clock() - started
+    connecting = 0
+    if _CREATED in state:
+        connecting = state.pop(_CREATED)
+        wait -= connecting
     checkout: Checkout | None = state.get(RECORD_KEY)
-    if checkout is not None and checkout.requested >= started:  # the pool's own second try
-        return
-    if checkout is not None and not isinstance(pool, _ONE_EACH):  # such as StaticPool: one connection for several
-        checkout.depth += 1
-        checkout.serial = -abs(checkout.serial)  # whose statements may overlap
-        return
-    # Else one that is there was taken while somebody uninstalled, and its return was not seen.
-    sampled = current.get() is not UNSAMPLED
-    scope = current_scope() if sampled else None
+    if checkout is not None:
+        if checkout.requested >= started:  # the pool's own second try
+            return
+        if not isinstance(pool, _ONE_EACH):  # such as StaticPool: one connection for several
+            checkout.depth += 1
+            checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+            return
+        # It was taken while somebody uninstalled, and its return was not seen.
+    scope = current.get()
+    sampled = scope is not UNSAMPLED
+    while scope is not None and scope.closed:
+        scope = scope.parent
     unit = None if scope is None else scope.unit
-    frame = locate(sys._getframe(3))
-    checkout = state[RECORD_KEY] = Checkout(started, registry.active_settings().implicit_scopes, ref(pool), frame, unit)
+    try:  # no user's frame is nearer
+        frame = locate(sys._getframe(5))
+    except ValueError:
+        frame = locate(sys._getframe(1))
+    site: CallSite | None = None if frame is None else tuple.__new__(CallSite, (frame.f_code, frame.f_lasti))
+    known = ref(record)
+    pool_ref = ref(pool)
+    checkout = state[RECORD_KEY] = Checkout(
+        started, registry.active_settings().implicit_scopes, known, pool_ref, site, unit
+    )
     checkout.connecting = connecting
-    checkout.waits_before = request.state.waits + len(request.state.waiters)
-    checkout.record = ref(record)
-    out[id(record)] = checkout.record, checkout.pool
-    if request.state.telemetry is not None:
-        checkout.telemetry = request.state.telemetry.taken(started, wait)
+    checkout.waits_before = waits.waits + len(waits.waiters)
+    out[id(record)] = known, pool_ref
+    if waits.telemetry is not None:
+        checkout.telemetry = waits.telemetry.taken(started, wait)
     if not sampled:  # others are told who has the connection, and that is all
         return
     if frame is not None:
@@ -351,15 +375,15 @@ def _taken(request: _Request, record: Any) -> None:
     limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif request.site is None and not _is_exhausted(pool, len(request.state.asking)):
+    elif request.site is None and not _is_exhausted(pool, len(waits.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:
         outer = outer.outer
     checkout.outer = outer
     holding.set(checkout)
-    inside = _inside(outer, pool, unit) if limited else None
-    fact = _wait(request, wait, request.site or checkout.taken_at, inside, checkout)
+    inside = None if outer is None or not limited else _inside(outer, pool, unit)
+    fact = _wait(request, wait, request.site or site, inside, checkout)
     if scope is not None:
         scope.pending.append(fact)
         checkout.taken_in = scope

@@ -92,7 +92,7 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
-        self.streamed = True
+        self.stream()
         result.cursor_strategy = _CountingBuffer(
             _CountingCursor(dbapi_cursor, self, None),
             {"max_row_buffer": num},
@@ -157,7 +157,7 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
-        self.counter.streamed = True  # in pieces, as far as the application goes
+        self.counter.stream()  # in pieces, as far as the application goes
         self.ended = True
         super().yield_per(result, dbapi_cursor, num)
 
@@ -343,7 +343,7 @@ def count_stream(context: Any, cursor: Any, checkout: Any) -> tuple[int | RowCou
     if context.cursor_fetch_strategy is not DEFAULT_FETCH:
         return 0, None
     counter = RowCounter()
-    counter.streamed = True
+    counter.stream()
     counting = _CountingCursor(cursor, counter, None)
     try:
         context.cursor_fetch_strategy = _CountingBuffer(

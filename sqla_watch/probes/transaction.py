@@ -10,13 +10,16 @@ from itertools import count
 from time import perf_counter_ns as clock
 
 from sqla_watch.callsite import call_site
-from sqla_watch.facts import ERROR, FINISHED, STARTED, CallSite, Statement, Transaction, site_of
+from sqla_watch.facts import ERROR, CallSite, Statement, Transaction, site_of
+from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.scopes import Scope
 
 SHORTEST_GAP = 10_000_000
 """Nanoseconds from which on a time without a statement is worth the lines around it."""
 _SESSION_LOCK = re.compile(r"\bpg_(?:try_)?advisory_lock", re.IGNORECASE)
+SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
+"""Operations of the statements that set a savepoint, release it, and roll back to it."""
 _NEVER = 2**63
 """A moment which is later than any: nothing can have taken long since."""
 
@@ -27,84 +30,99 @@ next_transaction: Callable[[], int] = count(1).__next__
 
 
 class OpenTransaction:
-    """A transaction that has begun. Statements append their facts (hot path); some hundred are added up at once."""
+    """A transaction that has begun, and what its statements add up to (hot path)."""
 
     __slots__ = (
-        "database", "ending", "facts", "first", "gap", "gap_ends", "gap_started", "kept", "last", "last_write",
-        "previous", "savepoints", "savepoints_set", "scope", "serial", "slowest", "started", "statements", "temporary",
-        "touched", "two_phase", "writes", "wrote",
+        "__dict__", "database", "first", "gap", "last", "previous", "savepoints", "scope", "serial", "slowest",
+        "special", "started", "statements", "touched", "wrote",
     )  # fmt: skip
+
+    # What few have stays on the class: a transaction is made for each connection's use.
+    ending: int = 0
+    """Nanoseconds of PREPARE TRANSACTION."""
+    gap_started: int = 0
+    """Since when the longest time between two of its statements was, and what is around it."""
+    gap_ends: tuple[Statement | CallSite | None, Statement | CallSite | None] = (None, None)
+    writes: int = 0
+    """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
+    last_write: Statement | None = None
+    kept: bool = False
+    """Whether it asked for what a session of PostgreSQL has beyond it: LISTEN, an advisory lock."""
+    temporary: bool = False
+    """Whether it made a temporary table, to which its writes may go."""
+    savepoints_set: int = 0
+    two_phase: bool = False
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
-        self.facts: list[Statement] = []
-        """Not yet added up."""
-        self.started = 0
-        """When its first statement began; 0 before that."""
-        self.statements = 0
-        self.database = 0
-        self.slowest = 0
-        self.ending = 0
-        """Nanoseconds of PREPARE TRANSACTION."""
+        self.started = self.statements = self.database = self.slowest = self.gap = 0
+        """When its first statement began, 0 before that; how many there were, the nanoseconds in them, in the slowest
+        of them, and of the longest time between two of them."""
         self.touched = _NEVER
-        """When its last statement or fetch had finished, and the line of that."""
-        self.previous: Statement | CallSite | None = None
-        self.gap = 0
-        """Nanoseconds of the longest time between two of its statements so far, since when, and what is around it."""
-        self.gap_started = 0
-        self.gap_ends: tuple[Statement | CallSite | None, Statement | CallSite | None] = (None, None)
-        self.wrote = False
-        """Whether it sent anything that may have written."""
-        self.writes = 0
-        """INSERTs, UPDATEs and DELETEs that were not rolled back to a savepoint."""
-        self.kept = False
-        """Whether it asked for what a session of PostgreSQL has beyond it: LISTEN, an advisory lock."""
-        self.temporary = False
-        """Whether it made a temporary table, to which its writes may go."""
-        self.last_write: Statement | None = None
-        self.savepoints: list[int] = []
+        """When its last statement or fetch had finished."""
+        self.wrote = self.special = False
+        """Whether it sent anything that may have written; and whether it has any of what few have."""
+        self.savepoints: list[int] | None = None
         """Numbers of the savepoints that are open, the innermost last."""
-        self.savepoints_set = 0
-        self.two_phase = False
-        self.scope: Scope | None = None
-        """Where its last statement was recorded."""
+        # The last statement or the line of the last fetch; the first statement, and the last one.
+        self.previous: Statement | CallSite | None = None
         self.first: Statement | None = None
         self.last: Statement | None = None
+        self.scope: Scope | None = None
+        """Where its last statement was recorded."""
 
-    def add_up(self) -> None:
-        """Add up the facts that have come since the last time."""
-        touched, gap = self.touched, self.gap
-        for fact in self.facts:
-            fingerprint, started, finished = fact[0], fact[STARTED], fact[FINISHED]
-            elapsed = finished - started
-            self.database += elapsed
-            if started - touched > gap:
-                gap = started - touched
-                self.gap_started, self.gap_ends = touched, (self.previous, fact)
-            touched = finished
-            self.previous = fact
-            if not self.started:
-                self.started = started
-            if fingerprint.housekeeping:
-                self.kept = self.kept or fingerprint.operation == "LISTEN"
-                continue
-            if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
-                self.kept = True
-            self.statements += 1
-            if elapsed > self.slowest:
-                self.slowest = elapsed
-            if fingerprint.may_write:
-                self.wrote = True
-                if fingerprint.writes and not fact[ERROR]:
-                    self.writes += 1
-                    self.last_write = fact
-                elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
-                    self.temporary = True
-            if self.first is None:
-                self.first = fact
-            self.last = fact
-        self.touched, self.gap = touched, gap
-        self.facts.clear()
+    def sent(self, fact: Statement, fingerprint: Fingerprint, started: int, finished: int) -> None:
+        """Add a statement."""
+        elapsed = finished - started
+        self.database += elapsed
+        if started - self.touched > self.gap:
+            self._widen(started, fact)
+        self.touched = finished
+        self.previous = fact
+        if not self.started:
+            self.started = started
+        if fingerprint.housekeeping:
+            self._keep_house(fingerprint, fact)
+            return
+        self.statements += 1
+        if elapsed > self.slowest:
+            self.slowest = elapsed
+        if fingerprint.may_write:
+            self._write(fingerprint, fact)
+        if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
+            self.kept = self.special = True
+        if self.first is None:
+            self.first = fact
+        self.last = fact
+
+    def _write(self, fingerprint: Fingerprint, fact: Statement) -> None:
+        self.wrote = True
+        if fingerprint.writes and not fact[ERROR]:
+            self.writes += 1
+            self.last_write = fact
+        elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
+            self.temporary = self.special = True
+
+    def _widen(self, started: int, end: Statement | CallSite | None) -> None:
+        """Note the longest time without a statement so far, which `end` has ended."""
+        self.gap, self.gap_started = started - self.touched, self.touched
+        self.gap_ends = (self.previous, end)
+
+    def _keep_house(self, fingerprint: Fingerprint, fact: Statement) -> None:
+        """Follow LISTEN, and the savepoints that are set, released or rolled back to."""
+        operation = fingerprint.operation
+        if operation == "LISTEN":
+            self.kept = self.special = True
+        if fact[ERROR]:
+            return
+        if operation == "SAVEPOINT":
+            self.savepoints = [*(self.savepoints or ()), next_transaction()]
+            self.savepoints_set += 1
+            self.special = True
+        elif operation in SAVEPOINTS and self.savepoints:
+            self.savepoints = self.savepoints[:-1]
+        if operation == "ROLLBACK":
+            self.writes = 0
 
     def pass_by(self, started: int, finished: int) -> None:
         """Take the times of a statement that is not in the sample: for OpenTelemetry, which counts all."""
@@ -114,69 +132,49 @@ class OpenTransaction:
 
     def fetched(self, started: int, finished: int) -> None:
         """Rows of a streamed result were fetched: the database was at work until now."""
-        self.add_up()
         site = call_site(sys._getframe(1))
         if started - self.touched > self.gap:
-            self.gap = started - self.touched
-            self.gap_started, self.gap_ends = self.touched, (self.previous, site)
+            self._widen(started, site)
         self.database += finished - started
         self.touched, self.previous = finished, site
 
     def idle_since(self) -> int:
         """Return when its last statement had finished, 0 before the first. Any thread may ask."""
-        last = self.facts[-1:]  # the owner may go on meanwhile
-        if last:
-            return last[0][FINISHED]
         return 0 if self.touched == _NEVER else self.touched
 
-    def savepoint(self, operation: str) -> None:
-        """A savepoint was set, released or rolled back to."""
-        self.add_up()
-        if operation == "SAVEPOINT":
-            self.savepoints.append(next_transaction())
-            self.savepoints_set += 1
-        elif self.savepoints:
-            self.savepoints.pop()
-        if operation == "ROLLBACK":
-            self.writes = 0
+    def prepared(self, nanoseconds: int) -> None:
+        """PREPARE TRANSACTION took so long."""
+        self.ending += nanoseconds
+        self.special = True
 
     def ended(self, outcome: str, started: int, checkout: int, owner: int, error: str) -> Transaction | None:
         """Return its fact, now that the COMMIT or ROLLBACK that began at `started` is over; None if it did nothing."""
-        self.add_up()
         if not self.statements:
             return None
         finished = clock()
-        gap, gap_started, (before, after) = self.gap, self.gap_started, self.gap_ends
-        here = call_site(sys._getframe(1)) if error else None
-        if started - self.touched > max(gap, SHORTEST_GAP):
-            gap, gap_started = started - self.touched, self.touched
+        ending = finished - started
+        if started - self.touched > max(self.gap, SHORTEST_GAP):
             left = leaving.get()
-            before, after = self.previous, call_site(sys._getframe(1)) if left is None else left[0]
-        return Transaction(
-            self.serial,
-            checkout,
-            self.wrote,
-            self.started,
-            finished,
-            outcome,
-            self.statements,
-            self.database,
-            finished - started + self.ending,
-            self.slowest,
-            _line(self.first),
-            _line(self.last),
-            active_ignores.get(),
-            error,
-            here,
-            owner,
-            gap,
-            gap_started,
-            _line(before),
-            _line(after),
-            (),
-            self.savepoints_set,
-            self.two_phase,
-        )
+            self._widen(started, call_site(sys._getframe(1)) if left is None else left[0])
+        gap, gap_started, after, before = self.gap, 0, None, None
+        if gap:
+            gap_started, (after, before) = self.gap_started, map(_line, self.gap_ends)
+        first, last = self.first, self.last
+        site = _line(first)
+        savepoints, two_phase = 0, False
+        if self.special:
+            ending += self.ending
+            savepoints, two_phase = self.savepoints_set, self.two_phase
+        # As Transaction(…), in half of the time.
+        return tuple.__new__(
+            Transaction,
+            (
+                self.serial, checkout, self.wrote, self.started, finished, outcome, self.statements, self.database,
+                ending, self.slowest, site, site if last is first else _line(last), active_ignores.get(), error,
+                call_site(sys._getframe(1)) if error else None, owner, gap, gap_started, after, before, (), savepoints,
+                two_phase,
+            ),
+        )  # fmt: skip
 
 
 def _line(end: Statement | CallSite | None) -> CallSite | None:

@@ -12,7 +12,8 @@ from sqlalchemy.engine import Engine
 from sqla_watch.findings import Location
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.integrations.opentelemetry import names
-from sqla_watch.probes.dialect import SAVEPOINTS, fingerprints
+from sqla_watch.probes.dialect import fingerprints
+from sqla_watch.probes.transaction import SAVEPOINTS
 
 MOST_STATEMENTS = 1_000
 """Statements whose attributes are kept; then it begins anew."""
