@@ -306,16 +306,10 @@ class StatementGroup:
     """Of column loads: which columns, and why."""
     failed_last: bool = False
     """Whether the last of its statements failed."""
-    checkouts: int = 1
-    """Checkouts that its statements ran in: more than one where a helper gets a connection for each call."""
     in_checkout: int = 0
     """Statements in the checkout of the last one (lazy loads)."""
     most_in_checkout: int = 0
     last_checkout: int = 0
-    overlapping: int = 0
-    """Transactions of another thread or task than the one before, or begun before it had ended: not in a loop."""
-    owner: int = 0
-    """Thread or task of its last transaction."""
     roots: set[int]
     """Numbers of the queries that loaded the parents; of lazy loads only."""
     above: Any = None
@@ -351,8 +345,15 @@ class StatementGroup:
         """Of one of its statements, at most."""
         self.started = started
         self.finished = 0
+        self.checkouts = 1
+        """Checkouts that its statements ran in: more than one where a helper gets a connection for each call."""
+        self.overlapping = self.owner = 0
+        """Transactions of another thread or task than the one before, or begun before it had ended: not in a loop.
+        And the thread or task of its last transaction."""
         self.flushed = 0
         """Writes that a flush sent."""
+        self.special = False
+        """Whether it has any of what few have."""
         self.on_event_loop = on_event_loop
         """Its connection was taken by a synchronous engine in a thread where an event loop runs."""
         self.values: set[int] = set()
@@ -366,6 +367,7 @@ class StatementGroup:
 
     def count_rows(self, counter: RowCounter) -> None:
         """Take over what is known of the rows of one of its statements."""
+        self.special = True
         if counter.streamed:
             self.streamed = True
         if counter.unread > self.most_unread:
@@ -377,15 +379,31 @@ class StatementGroup:
 
     def merge(self, other: StatementGroup) -> None:
         """Add the numbers of a group of the same statements in another checkout, but not its values."""
-        self.overlapping += other.started < self.finished or other.owner != self.owner
+        if other.started < self.finished or other.owner != self.owner:
+            self.overlapping += 1
         self.owner = other.owner
-        self.checkouts += other.checkouts
+        self.checkouts += 1
         self.count += other.count
-        self.errors += other.errors
         self.rows += other.rows
         self.nanoseconds += other.nanoseconds
-        self.most_rows = max(self.most_rows, other.most_rows)
-        self.slowest = max(self.slowest, other.slowest)
+        if other.most_rows > self.most_rows:
+            self.most_rows = other.most_rows
+        if other.slowest > self.slowest:
+            self.slowest = other.slowest
+        if other.finished > self.finished:
+            self.finished = other.finished
+        if other.special:
+            self._merge_rest(other)
+        elif self.errors:
+            self.failed_last = False
+
+    def _merge_rest(self, other: StatementGroup) -> None:
+        """Add what few groups have."""
+        self.special = True
+        self.errors += other.errors
+        self.failed_last = other.failed_last
+        self.flushed += other.flushed
+        self.streamed = self.streamed or other.streamed
         self.most_skipped = max(self.most_skipped, other.most_skipped)
         self.most_listed = max(self.most_listed, other.most_listed)
         if other.most_unread > self.most_unread:
@@ -396,14 +414,10 @@ class StatementGroup:
         self.most_alike = max(self.most_alike, other.most_alike)
         self.changed += other.changed
         self.savepoints += other.savepoints
-        self.flushed += other.flushed
         self.most_in_flush = max(self.most_in_flush, other.most_in_flush)
         self.assigned |= other.assigned
         self.uncached = max(self.uncached, other.uncached)
         self.why = self.why or other.why
-        self.failed_last = other.failed_last
-        self.finished = max(self.finished, other.finished)
-        self.streamed = self.streamed or other.streamed
         if other.states:
             counts = dict(self.states)
             for state, count in other.states.items():

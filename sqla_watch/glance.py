@@ -8,9 +8,9 @@ names as `Record.sizes`, and never too few; whatever is out of the ordinary is l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from sqla_watch.facts import Fact, Flush, Held, LoadKind, RowCounter, Statement, Transaction, Wait
+from sqla_watch.facts import Fact, Flush, Held, LoadKind, RowCounter, Transaction, Wait
 from sqla_watch.record import WORTH_KEEPING, Totals
 
 __all__ = ["FEW", "glance"]
@@ -36,31 +36,32 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
     touched: dict[object, int] = {}
     asked: set[tuple[str, int, int]] = set()
     counters: list[RowCounter] = []
-    for any_fact in facts:
-        if any_fact.__class__ is not tuple:
-            kind = any_fact.__class__
+    fact: Any
+    for fact in facts:
+        if fact.__class__ is not tuple:
+            kind = fact.__class__
             if kind is Transaction:
-                transaction_fact = cast(Transaction, any_fact)
-                if transaction_fact.error:
+                if fact.error:
                     return None
-                ending += transaction_fact.ending
-                if transaction_fact.serial > 0:
-                    commits += transaction_fact.outcome == "commit"
-                    rollbacks += transaction_fact.outcome == "rollback"
-                    longest = max(longest, transaction_fact.finished - transaction_fact.started)
-                    gap = max(gap, transaction_fact.gap)
+                ending += fact.ending
+                if fact.serial > 0:
+                    commits += fact.outcome == "commit"
+                    rollbacks += fact.outcome == "rollback"
+                    length = fact.finished - fact.started
+                    if length > longest:
+                        longest = length
+                    if fact.gap > gap:
+                        gap = fact.gap
             elif kind is Wait:
-                wait = cast(Wait, any_fact)
-                if wait.nanoseconds or wait.inside is not None or wait.on_event_loop:
+                if fact.nanoseconds or fact.inside is not None or fact.on_event_loop:
                     return None
-                if wait.checkout:
+                if fact.checkout:
                     checkouts += 1
             elif kind is Held:
-                holding = cast(Held, any_fact)
-                if not holding.returned or holding.idle > WORTH_KEEPING:
+                if not fact.returned or fact.idle > WORTH_KEEPING:
                     return None
-                held += holding.finished - holding.started
-                connecting += holding.connecting + holding.pinging
+                held += fact.finished - fact.started
+                connecting += fact.connecting + fact.pinging
             elif kind is Flush:
                 flushes += 1
             else:
@@ -68,7 +69,7 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
             continue
         (
             fingerprint, _, _, _, started, finished, rows, values, _, checkout, transaction, load, _, _, error, extra,
-        ) = cast(Statement, any_fact)  # fmt: skip
+        ) = fact  # fmt: skip
         elapsed = finished - started
         if fingerprint.housekeeping:
             database += elapsed
@@ -79,12 +80,11 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
         if extra is not None and not extra.is_ordinary:
             return None
         if rows.__class__ is not int:
-            counter = cast(RowCounter, rows)
-            if counter.special:
+            if rows.special:
                 return None
-            counters.append(counter)
-            rows = counter.rows
-            elapsed += counter.nanoseconds
+            counters.append(rows)
+            elapsed += rows.nanoseconds
+            rows = rows.rows
         statements += 1
         all_rows += rows
         database += elapsed

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from sqla_watch.facts import (
     IGNORES,
@@ -83,11 +83,13 @@ class _Longest(Generic[_T]):
         self.dropped = 0
 
     def add(self, size: int, fact: _T) -> None:
-        if len(self._heap) < MOST_KEPT:
-            heapq.heappush(self._heap, (size, len(self._heap), fact))
+        heap = self._heap
+        if len(heap) < MOST_KEPT:
+            heapq.heappush(heap, (size, len(heap), fact))
         else:
             self.dropped += 1
-            heapq.heappushpop(self._heap, (size, MOST_KEPT + self.dropped, fact))
+            if size >= heap[0][0]:
+                heapq.heappushpop(heap, (size, MOST_KEPT + self.dropped, fact))
 
     def clear(self) -> None:
         self._heap.clear()
@@ -313,14 +315,14 @@ class Record(Totals):
         answers: _Answers | None = None
         asked: dict[int, int] = {}
         asked_by: dict[int, StatementGroup] = {}
-        for any_fact in facts:
-            if any_fact.__class__ is not tuple:
+        fact: Any
+        for fact in facts:
+            if fact.__class__ is not tuple:
                 self._room = room
-                self._other(any_fact)
+                self._other(fact)
                 room = self._room
                 before = last_fingerprint = answers = None  # a transaction's end folds its groups
                 continue
-            fact = cast(Statement, any_fact)
             (
                 fingerprint, code, instruction, path, started, finished, rows, values, fixed,
                 checkout, transaction, load, runid, ignores, error, extra,
@@ -334,8 +336,8 @@ class Record(Totals):
                 continue
             counter: RowCounter | None = None
             if rows.__class__ is not int:
-                counter = rows = cast(RowCounter, rows)
-                rows = counter.rows
+                counter = rows
+                rows = rows.rows
                 elapsed += counter.nanoseconds
             statements += 1
             all_rows += rows
@@ -350,6 +352,7 @@ class Record(Totals):
                     or last_instruction != instruction
                     or last_checkout != checkout
                     or last_ignores is not ignores
+                    or last_load.kind is not load.kind
                     or last_load.relationship is not load.relationship
                     or last_load.session != load.session
                     or last_load.cause != load.cause
@@ -445,7 +448,7 @@ class Record(Totals):
         self.errors += 1
         group.errors += 1
         group.states = {**group.states, error: group.states.get(error, 0) + 1}
-        group.failed_last = True
+        group.failed_last = group.special = True
         if error != "MissingGreenlet":
             return 0
         group.count -= 1
@@ -453,6 +456,7 @@ class Record(Totals):
 
     def _add_extra(self, group: StatementGroup, extra: Extra, rows: int, values: int) -> None:
         """Add what there is to know of some statements only."""
+        group.special = True
         if extra.skipped > group.most_skipped and rows:  # behind the end there was less to skip
             group.most_skipped = extra.skipped
             self.has["skipped"] = 1
@@ -499,33 +503,31 @@ class Record(Totals):
         else:
             self.dropped += 1
 
-    def _other(self, fact: Fact) -> None:
+    def _other(self, fact: Any) -> None:
         """Add a fact that is no statement."""
         kind = fact.__class__
         if kind is Transaction:
-            self._add_transaction(cast(Transaction, fact))
+            self._add_transaction(fact)
         elif kind is Wait:
-            self._add_wait(cast(Wait, fact))
+            self._add_wait(fact)
         elif kind is Held:
-            held = cast(Held, fact)
-            if held.returned:  # one that was not may yet be
-                self.held += held.finished - held.started
-                self.connecting += held.connecting + held.pinging
-            if held.idle > WORTH_KEEPING or not held.returned:
-                self.holdings.add(held.idle, held)
+            if fact.returned:  # one that was not may yet be
+                self.held += fact.finished - fact.started
+                self.connecting += fact.connecting + fact.pinging
+            if fact.idle > WORTH_KEEPING or not fact.returned:
+                self.holdings.add(fact.idle, fact)
                 self.has["holdings"] = 1
         elif kind is Flush:
-            self._add_flush(cast(Flush, fact))
+            self._add_flush(fact)
         elif kind is SessionUse:
-            self._add_session(cast(SessionUse, fact))
+            self._add_session(fact)
         elif kind is MissingLoad:
-            missing = cast(MissingLoad, fact)
             if len(self.missing_loads) < MOST_KEPT:
-                query = self.find_load(missing.parent_runid) if missing.parent_runid else None
+                query = self.find_load(fact.parent_runid) if fact.parent_runid else None
                 self.has["missing loads"] = 1
-                self.missing_loads.append(missing._replace(query=None if query is None else query.site))
+                self.missing_loads.append(fact._replace(query=None if query is None else query.site))
         else:
-            self.engines.append(cast(EngineConfiguration, fact))
+            self.engines.append(fact)
             self.has["engines"] = 1
 
     def _add_transaction(self, fact: Transaction) -> None:
@@ -563,7 +565,9 @@ class Record(Totals):
             self.has["nested"] = 1
 
     def _add_flush(self, fact: Flush) -> None:
-        key = (fact.session, fact.cause, fact.call_site, fact.ignores)
+        site = fact.call_site
+        line = None if site is None else (id(site.code), site.instruction)  # to hash a code takes longer than all else
+        key = (fact.session, fact.cause, line, fact.ignores)
         group = self._flushes.get(key)
         if group is None or group.transaction != fact.transaction:
             if group is not None:  # of the transactions before, the one with most is kept
@@ -639,19 +643,21 @@ class Record(Totals):
             text, code, instruction, path, _, ignores = key
             line = (text, code, instruction, path, ignores, group.on_event_loop)
             folded = all_groups.get(line)
-            if folded is None and looks_up and not writes_one:
-                all_groups[line] = group
-                continue
-            values, group.values = group.values, set()
-            self._room += len(values)
-            if folded is None:
-                folded = all_groups[line] = group
-            else:
+            values = group.values
+            if folded is not None:
                 folded.merge(group)
+            else:
+                folded = all_groups[line] = group
+                if looks_up and not writes_one:
+                    continue
+                group.values = set()
+            self._room += len(values)
             if writes_one:
                 self._count_unit(folded, group.session or transaction.checkout, transaction)
             if looks_up or writes_one:
-                for value in values - folded.values:
+                for value in values:
+                    if value in folded.values:
+                        continue
                     if self._room > 0:
                         folded.values.add(value)
                         self._room -= 1

@@ -39,6 +39,9 @@ _HEXADECIMAL = re.compile(r"[a-fA-F]{12,}\Z")
 _LONG_WORD = 16
 _ROUTE = re.compile(r"[A-Z?-]+ /")
 """How the name of a request begins."""
+_MOST_WORDS = 1_000
+_words: set[str] = set()
+"""Words of paths that were seen before; what may be a secret is not among them."""
 _randomly = random.Random()
 """Our own: the application's generator gives the application the same numbers as without us."""
 
@@ -57,11 +60,17 @@ def path_pattern(path: str) -> str:
 
 
 def _segment(segment: str) -> str:
+    if segment in _words:
+        return segment
     if _NUMBER.match(segment):
         return "{number}"
     if _UUID.match(segment):
         return "{uuid}"
-    return segment if not segment or _is_word(segment) else "{token}"
+    if segment and not _is_word(segment):
+        return "{token}"
+    if len(_words) < _MOST_WORDS:
+        _words.add(segment)
+    return segment
 
 
 def _is_word(segment: str) -> bool:

@@ -375,7 +375,7 @@ def _taken(request: _Request, record: Any) -> None:
     limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif request.site is None and not _is_exhausted(pool, len(waits.asking)):
+    elif not request.is_waiting and not _is_exhausted(pool, len(waits.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:
@@ -383,7 +383,7 @@ def _taken(request: _Request, record: Any) -> None:
     checkout.outer = outer
     holding.set(checkout)
     inside = None if outer is None or not limited else _inside(outer, pool, unit)
-    fact = _wait(request, wait, request.site or site, inside, checkout)
+    fact = _wait(request, wait, request.site if request.is_waiting else site, inside, checkout)
     if scope is not None:
         scope.pending.append(fact)
         checkout.taken_in = scope
