@@ -355,6 +355,7 @@ class Checkout:
         if finished - self.quiet_since > self.idle:
             self.idle, self.idle_started = finished - self.quiet_since, self.quiet_since
         self.open = False
+        watchdog.leave(self)
         if self.telemetry is not None:
             self.telemetry.returned(finished - self.taken)
             self.telemetry = None

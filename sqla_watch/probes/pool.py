@@ -139,15 +139,19 @@ def _watched(base: type) -> type:
         del self.__dict__["_invoke_creator"]
 
     def _do_return_conn(self: Any, record: Any) -> None:
-        checkout: Checkout | None = record.__dict__.get(RECORD_KEY)
-        if checkout is not None:
-            checkout.depth -= 1
-            if checkout.depth <= 0:
-                record.__dict__.pop(RECORD_KEY, None)
-                out.pop(id(record), None)
+        own = record.__dict__
+        checkout: Checkout | None = own.get(RECORD_KEY)
+        if checkout is None:
+            pool_class._do_return_conn(self, record)
+            return
+        checkout.depth -= 1
+        over = checkout.depth <= 0
+        if over:
+            own.pop(RECORD_KEY, None)
+            out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
-        if checkout is not None and checkout.depth <= 0:
-            state = _state_of(self)
+        if over:
+            state = self.__dict__.get(_STATE) or _state_of(self)
             _guarded(state, checkout.returned, state.waits + len(state.waiters))
 
     found = _classes[base] = type(

@@ -79,7 +79,8 @@ class Watchdog(Probe):
         self._thread: threading.Thread | None = None
         self._resting: LockType | None = None
         """The bell of the thread that has ended before a fork, and hands over what it had to look at."""
-        self._arrivals: list[Watched] = []
+        self._arrivals: dict[int, Watched] = {}
+        """By their place in memory, so that what is over before the thread wakes goes at once: most is."""
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
@@ -120,13 +121,18 @@ class Watchdog(Probe):
         if not self.interval:
             return
         arrivals = self._arrivals
-        arrivals.append(item)
+        arrivals[id(item)] = item
         if self._asleep:
             self._wake()
         elif soon:
             self._ring()
         elif len(arrivals) > _MOST_ARRIVALS:  # the thread does not run: it was not given the processor, or is gone
-            del arrivals[: _MOST_ARRIVALS // 2]
+            for key in list(arrivals)[: _MOST_ARRIVALS // 2]:
+                arrivals.pop(key, None)
+
+    def leave(self, item: Watched) -> None:
+        """It is over: if nobody has looked yet, nobody needs to."""
+        self._arrivals.pop(id(item), None)
 
     def stop(self) -> None:
         """End the thread, and wait for its end; it starts again when there is something to look at."""
@@ -185,9 +191,10 @@ class Watchdog(Probe):
         while self._bell is bell:  # it is replaced by stop(), and by a fork
             now = clock()
             arrivals = self._arrivals
-            taken = arrivals[:]
-            del arrivals[: len(taken)]
-            for item in taken:
+            taken = arrivals.copy()
+            for key in taken:
+                arrivals.pop(key, None)
+            for item in taken.values():
                 if item.open:
                     heapq.heappush(heap, (0, next(numbers), item))
             del taken
@@ -227,7 +234,7 @@ class Watchdog(Probe):
                 pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
             bell.acquire(timeout=max(pause, budget.pause(needed)) / 1e9)
         if self._resting is bell:
-            self._arrivals.extend(item for _, _, item in heap if item.open)
+            self._arrivals.update((id(item), item) for _, _, item in heap if item.open)
 
 
 class _Budget:

@@ -661,12 +661,30 @@ def test_with_nobody_to_look_the_list_of_what_to_look_at_is_bounded(soon: Watch)
     item = Item(lambda: stuck.wait(PATIENCE))
     watchdog.watch(item)
     assert item.looking.wait(PATIENCE)
-    for _ in range(50_000):
-        watchdog.watch(item)
+    others = [Item(lambda: 0) for _ in range(25_000)]
+    for other in others:
+        watchdog.watch(other)
     assert len(watchdog._arrivals) <= 10_001
-    item.open = False
+    for each in (item, *others):
+        each.open = False
     stuck.set()
     assert comes(lambda: not watchdog._arrivals)
+
+
+def test_what_is_over_before_it_wakes_is_kept_by_nobody(soon: Watch) -> None:
+    stuck = threading.Event()
+    item = Item(lambda: stuck.wait(PATIENCE))
+    watchdog.watch(item)
+    assert item.looking.wait(PATIENCE)
+    other = Item(lambda: 0)
+    kept = sys.getrefcount(other)
+    watchdog.watch(other)
+    assert sys.getrefcount(other) > kept
+    watchdog.leave(other)
+    assert sys.getrefcount(other) == kept
+    watchdog.leave(other)  # as what was looked at already
+    item.open = False
+    stuck.set()
 
 
 # It can be switched off
@@ -817,7 +835,7 @@ def test_a_fault_is_said_once_and_ends_it_and_the_application_goes_on(
             assert connection.execute(ONE).scalar_one() == 1
     assert said_by_us() == [FAILED]
     assert threads_of_it() == []
-    assert watchdog._arrivals == []
+    assert not watchdog._arrivals
 
 
 @pytest.mark.faults
@@ -830,7 +848,7 @@ def test_what_has_failed_stays_off_when_another_engine_is_watched(soon: Watch, e
             pass
     other.dispose()
     assert threads_of_it() == []
-    assert watchdog._arrivals == [], "nobody comes for what is collected here"
+    assert not watchdog._arrivals, "nobody comes for what is collected here"
 
 
 @pytest.mark.faults
