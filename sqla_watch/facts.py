@@ -9,7 +9,7 @@ Times are nanoseconds of `time.perf_counter_ns` as int; findings turn them into 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -128,15 +128,15 @@ class Sites:
     def __init__(self) -> None:
         self._counts: dict[tuple[int, int], list[Any]] = {}
 
-    def add(self, site: CallSite) -> None:
-        """Count one."""
+    def add(self, site: CallSite, times: int = 1) -> None:
+        """Count a line."""
         code, instruction = site
         key = (id(code), instruction)
         counted = self._counts.get(key)
         if counted is None:
-            self._counts[key] = [site, 1]
+            self._counts[key] = [site, times]
         else:
-            counted[1] += 1
+            counted[1] += times
 
     def most_first(self) -> list[CallSite]:
         """Return the lines, those that were met most often first."""
@@ -425,26 +425,34 @@ class StatementGroup:
             self.states = counts
 
 
-@dataclass(slots=True, eq=False)
 class Repeat:
     """One statement with the same values, several times in one transaction, with no write in between."""
 
-    fingerprint: Fingerprint
-    ignores: tuple[Ignore, ...]
-    count: int = 0
-    rows: int = 0
-    nanoseconds: int = 0
-    """Of all executions but the first: what keeping the first answer would save."""
-    sites: Sites = field(default_factory=Sites)
-    """Where it was sent from, and how often."""
+    __slots__ = ("_groups", "count", "fingerprint", "ignores", "nanoseconds", "rows")
 
-    def add(self, site: CallSite | None, rows: int, nanoseconds: int) -> None:
+    def __init__(self, fingerprint: Fingerprint, ignores: tuple[Ignore, ...]) -> None:
+        self.fingerprint = fingerprint
+        self.ignores = ignores
+        self.count = self.rows = self.nanoseconds = 0
+        """Nanoseconds of all executions but the first: what keeping the first answer would save."""
+        self._groups: dict[StatementGroup, int] = {}
+
+    def add(self, group: StatementGroup, rows: int, nanoseconds: int) -> None:
         """Add an execution, and the time it would have saved."""
         self.count += 1
         self.rows += rows
         self.nanoseconds += nanoseconds
-        if site is not None:
-            self.sites.add(site)
+        groups = self._groups
+        groups[group] = groups.get(group, 0) + 1
+
+    @property
+    def sites(self) -> list[CallSite]:
+        """The lines that it was sent from, those most often first."""
+        sites = Sites()
+        for group, count in self._groups.items():
+            if group.call_site is not None:
+                sites.add(group.call_site, count)
+        return sites.most_first()
 
 
 class Transaction(NamedTuple):

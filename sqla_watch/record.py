@@ -312,7 +312,8 @@ class Record(Totals):
         last_instruction = last_path = last_checkout = last_transaction = text_hash = 0
         last_load: Any = None
         last_ignores: Any = None
-        answers: _Answers | None = None
+        asks = writes = False
+        answers: Any = None
         asked: dict[int, int] = {}
         asked_by: dict[int, StatementGroup] = {}
         fact: Any
@@ -321,7 +322,7 @@ class Record(Totals):
                 self._room = room
                 self._other(fact)
                 room = self._room
-                before = last_fingerprint = answers = None  # a transaction's end folds its groups
+                before = last_fingerprint = None  # a transaction's end folds its groups
                 continue
             (
                 fingerprint, code, instruction, path, started, finished, rows, values, fixed,
@@ -332,7 +333,7 @@ class Record(Totals):
                 database += elapsed
                 if fingerprint.operation == "ROLLBACK":  # to a savepoint: what was written since is taken back
                     self._answers.pop(transaction, None)
-                    answers = None
+                    last_fingerprint = None
                 continue
             counter: RowCounter | None = None
             if rows.__class__ is not int:
@@ -363,6 +364,7 @@ class Record(Totals):
                     group = groups.get(key)
                     last_fingerprint, last_code, last_instruction = fingerprint, code, instruction
                     last_ignores = ignores
+                    asks = writes = False
                 last_load = load
             elif (
                 last_fingerprint is not fingerprint
@@ -370,6 +372,7 @@ class Record(Totals):
                 or last_instruction != instruction
                 or last_path != path
                 or last_checkout != checkout
+                or last_transaction != transaction
                 or last_ignores is not ignores
                 or last_load is not None
             ):
@@ -377,8 +380,16 @@ class Record(Totals):
                 group = groups.get(key)
                 last_fingerprint, last_code, last_instruction, last_path = fingerprint, code, instruction, path
                 last_ignores = ignores
-                last_load = None
-                text_hash = hash(fingerprint.text)
+                last_transaction, last_load = transaction, None
+                asks = writes = False
+                if transaction > 0:
+                    asks, writes = fingerprint.asks, fingerprint.may_write
+                    if asks:
+                        text_hash = hash(fingerprint.text)
+                        answers = self._answers.get(transaction)
+                        if answers is None:
+                            answers = self._answers[transaction] = _Answers()
+                        asked, asked_by = answers.answered, answers.groups
             if group is None:
                 self._room = room
                 group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
@@ -418,26 +429,20 @@ class Record(Totals):
                     group.uncounted += 1
             if runid:
                 self._load(group, load, runid, checkout)
-            if load is None and transaction > 0:
-                if fingerprint.asks:
-                    if last_transaction != transaction or answers is None:
-                        answers = self._answers.get(transaction)
-                        if answers is None:
-                            answers = self._answers[transaction] = _Answers()
-                        last_transaction = transaction
-                        asked, asked_by = answers.answered, answers.groups
-                    question = text_hash ^ values
-                    if question in asked:
-                        self._ask_again(answers, question, group, started, finished, rows)
-                    else:
-                        if len(asked) >= MOST_ANSWERS:
-                            self.dropped += len(asked)
-                            asked.clear()
-                            asked_by.clear()
-                        asked_by[question] = group
-                    asked[question] = finished
-                elif fingerprint.may_write and transaction in self._answers:
-                    self._answers[transaction].wrote(fingerprint, finished)
+            if asks:
+                question = text_hash ^ values
+                answered = asked.get(question)
+                if answered is not None:
+                    self._ask_again(answers, answered, question, group, started, finished, rows)
+                else:
+                    if len(asked) >= MOST_ANSWERS:
+                        self.dropped += len(asked)
+                        asked.clear()
+                        asked_by.clear()
+                    asked_by[question] = group
+                asked[question] = finished
+            elif writes and transaction in self._answers:
+                self._answers[transaction].wrote(fingerprint, finished)
         self._room = room
         self.statements += statements
         self.rows += all_rows
@@ -806,11 +811,17 @@ class Record(Totals):
             del loads[: MOST_LOADS // 2]
 
     def _ask_again(
-        self, answers: _Answers, question: int, group: StatementGroup, started: int, finished: int, rows: int
+        self,
+        answers: _Answers,
+        answered: int,
+        question: int,
+        group: StatementGroup,
+        started: int,
+        finished: int,
+        rows: int,
     ) -> None:
         """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
-        answered = answers.answered[question]
-        if started < answered or started - answered >= POLL_NANOSECONDS:
+        if not answered <= started < answered + POLL_NANOSECONDS:
             answers.groups[question] = group
             return
         written = answers.written
@@ -823,8 +834,8 @@ class Record(Totals):
             repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
             self.repeats.append(repeat)
             self.has["repeats"] = 1
-            repeat.add(answers.groups[question].call_site, rows, 0)
-        repeat.add(group.call_site, rows, finished - started)
+            repeat.add(answers.groups[question], rows, 0)
+        repeat.add(group, rows, finished - started)
 
     def _make_room(self) -> None:
         """Drop the oldest groups of a single statement; where all have more, the oldest groups."""

@@ -64,13 +64,13 @@ class RepeatedQuery(Rule):
         for repeat in facts.repeats:
             if repeat.count < context["min_repeats"] or repeat.nanoseconds < context["min_seconds"] * 1e9:
                 continue
-            if claimed and any((repeat.fingerprint.text, site) in claimed for site in repeat.sites.most_first()):
+            if claimed and any((repeat.fingerprint.text, site) in claimed for site in repeat.sites):
                 continue
             yield Found(self._finding(repeat), (repeat,), repeat.ignores)
 
     @staticmethod
     def _finding(repeat: Repeat) -> Finding:
-        sites = repeat.sites.most_first()
+        sites = repeat.sites
         others = [location for site in sites[1:4] if (location := where(site)) is not None]
         return Finding(
             rule=RepeatedQuery.id,

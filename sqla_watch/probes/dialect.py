@@ -160,12 +160,12 @@ def _execute(door: Door, original: Any) -> Any:
                         if fingerprint.returns_rows and not error:
                             rows = max(cursor.rowcount, 0)
 
-                frame: FrameType | None
+                frame: FrameType | None = None
                 try:
                     frame = _getframe(3 if compiled is None else nearest)
-                except ValueError:  # called from a greenlet or from compiled code, without a frame
-                    frame = None
-                if frame is None or kinds.get(frame.f_code.co_filename) != USER:
+                    if kinds[frame.f_code.co_filename] != USER:
+                        frame = locate(frame)
+                except (ValueError, KeyError):  # called from a greenlet, without such a frame; or a new file
                     frame = locate(frame)
                 if frame is None:
                     code, instruction, path = None, -1, 0

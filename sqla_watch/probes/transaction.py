@@ -79,9 +79,8 @@ class OpenTransaction:
             self._widen(started, fact)
         self.touched = finished
         self.previous = fact
-        if not self.started:
-            self.started = started
         if fingerprint.housekeeping:
+            self.started = self.started or started
             self._keep_house(fingerprint, fact)
             return
         self.statements += 1
@@ -93,6 +92,7 @@ class OpenTransaction:
             self.kept = self.special = True
         if self.first is None:
             self.first = fact
+            self.started = self.started or started
         self.last = fact
 
     def _write(self, fingerprint: Fingerprint, fact: Statement) -> None:
