@@ -180,9 +180,9 @@ class TestScope(Scope):
             self.parent = self.parent or running.stand_in
             return
         self.settings = self.judged_by
-        own = [finding for finding in self.close() if finding.key not in self._raised]
+        found = self.close()
         self.parent = self.parent or running.stand_in  # who has kept this context gets to the test that runs then
-        told = [finding for finding in own if finding.rule in _explicit()]
+        told = [finding for finding in found if finding.key not in self._raised and finding.rule in _explicit()]
         raised = deliver(self, told, may_raise=error is None) if told else []
         if raised:
             raise FindingRaised(raised)
@@ -209,7 +209,7 @@ class TestScope(Scope):
     def keep_own(self) -> None:
         """Keep what it is about to forget itself."""
         if self._record is None and len(self.pending) <= FEW:
-            self._own_facts = list(self.pending)
+            self._own_facts = self.pending[:]
         else:
             self._own_groups = self.record.groups
 
@@ -289,9 +289,10 @@ class _Running:
         self.stand_in.parent = opened
 
     def remove(self, closing: TestScope) -> None:
-        if closing in self._scopes:
-            self._scopes.remove(closing)
-        self.stand_in.parent = self.innermost
+        scopes = self._scopes
+        if closing in scopes:
+            scopes.remove(closing)
+        self.stand_in.parent = scopes[-1] if scopes else None
 
 
 running = _Running()
@@ -343,7 +344,8 @@ def watch_engines() -> None:
     Raises:
         SettingsError: pyproject.toml or the environment have a mistake.
     """
-    _watching.open()
+    if _watching.watch not in registry.watches:
+        _watching.open()
 
 
 def hold_engines() -> None:
