@@ -147,8 +147,9 @@ class TestScope(Scope):
         self.started_at = time.time()
         self.started = time.perf_counter_ns()
         # What is opened inside inherits these, and an application that has settings of its own goes on with them.
-        self.settings = _settings_around(self.judged_by)
-        self.watched_raises = self.judged_by.raises | self.settings.raises
+        own = self.judged_by
+        self.settings = around = _settings_around(own)
+        self.watched_raises = own.raises if around is own else own.raises | around.raises
         self._token = current.set(self)
         running.push(self)
 
@@ -282,7 +283,10 @@ class _Running:
 
     @property
     def whole_test(self) -> TestScope | None:
-        return next((scope for scope in reversed(self._scopes) if scope.is_whole_test), None)
+        for opened in reversed(self._scopes):
+            if opened.is_whole_test:
+                return opened
+        return None
 
     def push(self, opened: TestScope) -> None:
         self._scopes.append(opened)
@@ -447,15 +451,14 @@ def _hand_to_test(door: Door, original: Any) -> Any:
         tests: list[TestScope] = []
         try:
             if door.open and not scope.closed:
-                innermost = running.innermost
-                if (
-                    scope.parent is None
-                    and innermost is not None
-                    and not isinstance(scope, TestScope)
-                    and innermost.began_before(scope)
-                ):
-                    scope.parent = innermost  # opened in a thread which knew of no test
-                tests = _tests_around(scope)
+                if scope.parent is None:
+                    innermost = running.innermost
+                    if isinstance(scope, TestScope):
+                        scope.keep_own()  # it is in no other one: so there is nobody else to be told
+                    elif innermost is not None and innermost.began_before(scope):
+                        scope.parent = innermost  # opened in a thread which knew of no test
+                if scope.parent is not None:
+                    tests = _tests_around(scope)
                 for test in tests:
                     if test is scope:
                         test.keep_own()
