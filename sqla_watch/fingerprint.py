@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,8 +30,7 @@ CHUNK = 50
 
 # One pass tells what may hold a value from what only looks like it. Comments, quoted names and words are
 # matched so that nothing inside them is taken for a literal or a parameter.
-_TOKENS = re.compile(
-    r"""
+_TOKENS = r"""(?xs)
       (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
     | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?(?:\$(?P=tag)\$|\Z)|[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z)
         |(?:[uU]&|[nNbBxX])?'(?:[^']|'')*(?:'|\Z)
@@ -41,9 +40,7 @@ _TOKENS = re.compile(
         |(?<!:):(?P<colon>[A-Za-z_]\w*)|__\[POSTCOMPILE_(?P<expanding>[^\[\]]{0,128})\])
     | (?P<kept>"(?:[^"]|"")*(?:"|\Z)|`[^`]*(?:`|\Z)|::|[A-Za-z_]\w*)
     | (?P<space>\s+)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+    """
 
 # The patterns below read the marked text, in which each parameter and literal is \x00number\x00.
 _VALUE = r"\x00(\d+)\x00"
@@ -54,44 +51,36 @@ _CAST = (
     r"""|CHARACTER\s+VARYING|[\w."]+)(?:\s*\([\d, ]*\))?(?:\[\])*)*"""
 )
 _BEFORE = r"(?:CAST\s*\(\s*|DATE\s+|TIMESTAMP(?:TZ)?\s+|TIME\s+|INTERVAL\s+)?"
-_OFFSET = re.compile(rf"\bOFFSET\s*\(?{_VALUE}", re.IGNORECASE)
-_RANGE = re.compile(rf"{_COLUMN}\s*(?:<=|>=|<(?!>)|>)\s*((?:\(|\s|,|{_BEFORE}{_VALUE}{_CAST})+)", re.IGNORECASE)
-_RANGE_REVERSED = re.compile(rf"{_VALUE}{_CAST}\s*(?:<=|>=|<(?!>)|>)\s*{_COLUMN}", re.IGNORECASE)
-_BETWEEN = re.compile(
-    rf"{_COLUMN}\s+BETWEEN\s+{_BEFORE}{_VALUE}{_CAST}(?:\s+AS\s+\w+\s*\))?\s+AND\s+{_BEFORE}{_VALUE}", re.IGNORECASE
-)
-_EQUAL = re.compile(rf"{_COLUMN}\s*=\s*{_VALUE}")
-_MARK = re.compile(_VALUE)
-_SPACES = re.compile(r" {2,}")
-_LITERAL_LISTS = re.compile(r"\(\?(?:\s*,\s*\?)+\)")
-_LITERAL_ROWS = re.compile(r"(\((?:\?|…)\))(?:\s*,\s*\((?:\?|…)\))+")
+_OFFSET = rf"(?i)\bOFFSET\s*\(?{_VALUE}"
+_RANGE = rf"(?i){_COLUMN}\s*(?:<=|>=|<(?!>)|>)\s*((?:\(|\s|,|{_BEFORE}{_VALUE}{_CAST})+)"
+_RANGE_REVERSED = rf"(?i){_VALUE}{_CAST}\s*(?:<=|>=|<(?!>)|>)\s*{_COLUMN}"
+_BETWEEN = rf"(?i){_COLUMN}\s+BETWEEN\s+{_BEFORE}{_VALUE}{_CAST}(?:\s+AS\s+\w+\s*\))?\s+AND\s+{_BEFORE}{_VALUE}"
+_EQUAL = rf"{_COLUMN}\s*=\s*{_VALUE}"
+_MARK = _VALUE
+_SPACES = r" {2,}"
+_LITERAL_LISTS = r"\(\?(?:\s*,\s*\?)+\)"
+_LITERAL_ROWS = r"(\((?:\?|…)\))(?:\s*,\s*\((?:\?|…)\))+"
 
-_WORD_OR_PARENTHESIS = re.compile(r"""[A-Za-z_]\w*|[()]|"(?:[^"]|"")*"|`[^`]*`""")
-_NOT_A_SOURCE = re.compile(
-    r"\b(?:EXTRACT|SUBSTRING|TRIM|OVERLAY|POSITION)\s*\([^()]*?\bFROM\b|\bDISTINCT\s+FROM\b", re.IGNORECASE
-)
-_SOURCES = re.compile(
-    r"(?:\bFROM|\bJOIN|\bINTO|(?<!FOR )(?<!KEY )\bUPDATE)\s+(?:ONLY\s+|LATERAL\s+)*"
+_WORD_OR_PARENTHESIS = r"""[A-Za-z_]\w*|[()]|"(?:[^"]|"")*"|`[^`]*`"""
+_NOT_A_SOURCE = r"(?i)\b(?:EXTRACT|SUBSTRING|TRIM|OVERLAY|POSITION)\s*\([^()]*?\bFROM\b|\bDISTINCT\s+FROM\b"
+_SOURCES = (
+    r"(?i)(?:\bFROM|\bJOIN|\bINTO|(?<!FOR )(?<!KEY )\bUPDATE)\s+(?:ONLY\s+|LATERAL\s+)*"
     rf"({_NAME}(?:\.{_NAME})*(?:(?:\s+(?:AS\s+)?(?!JOIN|WHERE|LEFT|RIGHT|FULL|INNER|CROSS|ON|SET|ORDER|GROUP|LIMIT)"
-    rf"{_NAME})?\s*,\s*{_NAME}(?:\.{_NAME})*)*)",
-    re.IGNORECASE,
+    rf"{_NAME})?\s*,\s*{_NAME}(?:\.{_NAME})*)*)"
 )
-_CALLED_SOURCE = re.compile(
-    rf"(?:\bFROM|\bJOIN|,\s*LATERAL)\s+(?:LATERAL\s+)?{_NAME}(?:\.{_NAME})*\s*\(", re.IGNORECASE
-)
-_WRITES_INSIDE = re.compile(r"\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_SOURCE = re.compile(rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)")
-_COMMON_TABLES = re.compile(rf"(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s", re.IGNORECASE)
-_PARENTHESES = re.compile(r"([()])")
-_SELECT = re.compile(r"\bSELECT\b", re.IGNORECASE)
-_LIMIT = re.compile(r"\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b", re.IGNORECASE)
-_ORDERED = re.compile(r"\bORDER\s+BY\b(.*?)(?:\bLIMIT\b|\bOFFSET\b|\bFETCH\b|\bFOR\b|;|$)", re.IGNORECASE | re.DOTALL)
-_STAR = re.compile(
-    rf"\bSELECT\s+(?:ALL\s+|DISTINCT\s+)?(?:[^;]*?,\s*)?(?:{_NAME}\.)*\*\s*(?:,|\bFROM\b)", re.IGNORECASE
-)
-_FIRST_SOURCE = re.compile(rf"\bFROM\s+(?:ONLY\s+)?({_NAME}(?:\.{_NAME})*)(?![\w.]|\s*\()", re.IGNORECASE)
-_IN_LIST = re.compile(r"\bIN\s*\((?:\s|,|\x00\d+\x00|::[\w\"]+)*\)", re.IGNORECASE)
-_LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bpg_(?:try_)?advisory", re.IGNORECASE)
+_CALLED_SOURCE = rf"(?i)(?:\bFROM|\bJOIN|,\s*LATERAL)\s+(?:LATERAL\s+)?{_NAME}(?:\.{_NAME})*\s*\("
+_WRITES_INSIDE = r"(?i)\(\s*(?:INSERT|UPDATE|DELETE|MERGE)\b"
+_SOURCE = rf"(?:^|,)\s*({_NAME}(?:\.{_NAME})*)"
+_COMMON_TABLES = rf"(?i)(?:\bWITH(?:\s+RECURSIVE)?|,)\s+({_NAME})\s*(?:\([^()]*\)\s*)?AS\s"
+_PARENTHESES = r"([()])"
+_SELECT = r"(?i)\bSELECT\b"
+_LIMIT = r"(?i)\bLIMIT\b(?!\s+ALL)|\bFETCH\s+(?:FIRST|NEXT)\b"
+_ORDERED = r"(?is)\bORDER\s+BY\b(.*?)(?:\bLIMIT\b|\bOFFSET\b|\bFETCH\b|\bFOR\b|;|$)"
+_STAR = rf"(?i)\bSELECT\s+(?:ALL\s+|DISTINCT\s+)?(?:[^;]*?,\s*)?(?:{_NAME}\.)*\*\s*(?:,|\bFROM\b)"
+_FIRST_SOURCE = rf"(?i)\bFROM\s+(?:ONLY\s+)?({_NAME}(?:\.{_NAME})*)(?![\w.]|\s*\()"
+_IN_LIST = r"(?i)\bIN\s*\((?:\s|,|\x00\d+\x00|::[\w\"]+)*\)"
+_LOCKS = r"(?i)\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE|KEY\s+SHARE)\b|\bpg_(?:try_)?advisory"
+
 
 _READS = frozenset({"SELECT", "VALUES", "TABLE", "FETCH"})
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
@@ -104,6 +93,12 @@ _CATALOGUES = (
     "sqlite_temp_schema", "alembic_version",
 )  # fmt: skip
 """Tables that are kept by the server, or by a migration tool, and are not the application's data."""
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Return a pattern, compiled for the first statement that needs it: to compile all takes 5 ms."""
+    return re.compile(pattern)
 
 
 class Shape(NamedTuple):
@@ -128,7 +123,7 @@ class Shape(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which takes ten times as long to make, once for each statement
 class Fingerprint:
     """The identity of a statement without its values. Two are the same if their `text` is."""
 
@@ -334,16 +329,16 @@ def read(text: str) -> Fingerprint:
             positional += 1
         return f"\0{len(values) - 1}\0"
 
-    marked = _SPACES.sub(" ", _TOKENS.sub(mark, text[:LONGEST_TEXT].replace("\0", " "))).strip()
+    marked = _compiled(_SPACES).sub(" ", _compiled(_TOKENS).sub(mark, text[:LONGEST_TEXT].replace("\0", " "))).strip()
     structure = _structure(marked)
     walking = structure.walking | structure.assigned
     pasted = [index for index, name in enumerate(names) if name == ""]
     walking_names = frozenset(names[index] for index in walking if names[index] != "")
     assigned = tuple(names[index] for index in sorted(structure.assigned) if names[index] != "")
     skipping = structure.offset
-    shown = _MARK.sub(lambda m: "?" if names[int(m[1])] == "" else values[int(m[1])], marked)
+    shown = _compiled(_MARK).sub(lambda m: "?" if names[int(m[1])] == "" else values[int(m[1])], marked)
     if pasted:
-        shown = _LITERAL_ROWS.sub(r"\1, …", _LITERAL_LISTS.sub("(…)", shown))
+        shown = _compiled(_LITERAL_ROWS).sub(r"\1, …", _compiled(_LITERAL_LISTS).sub("(…)", shown))
     if len(text) > LONGEST_TEXT:
         shown = f"{shown[:2_000]} … ({len(text)} characters, {hash(text) & 0xFFFFFFFF:08x})"
     return Fingerprint(
@@ -410,59 +405,64 @@ def _structure(marked: str) -> _Structure:
     )
     assignments, condition = _parts_of_update(marked) if operation == "UPDATE" else ("", "")
     outermost = _outermost(marked)
-    offset = _OFFSET.search(outermost)
-    ordered = _ORDERED.search(outermost)
+    offset = _compiled(_OFFSET).search(outermost)
+    ordered = _compiled(_ORDERED).search(outermost)
     only_reads = (
         operation in _READS
         and bool(tables)
-        and _CALLED_SOURCE.search(marked) is None
-        and _WRITES_INSIDE.search(marked) is None
+        and _compiled(_CALLED_SOURCE).search(marked) is None
+        and _compiled(_WRITES_INSIDE).search(marked) is None
     )
     return _Structure(
         operation=operation,
         tables=tables,
         walking=frozenset(_walking(marked)),
-        assigned=frozenset(int(number) for number in _MARK.findall(assignments)),
+        assigned=frozenset(int(number) for number in _compiled(_MARK).findall(assignments)),
         rekeys=_rekeys(assignments, condition),
         returns_rows=operation in _READS or " RETURNING " in marked.upper(),
         housekeeping=housekeeping,
         key_column=_key_column(marked),
-        star=_STAR.search(outermost) is not None and bool(tables) and _named_source(outermost, tables),
-        order=_MARK.sub("?", ordered[1]).strip() if ordered else "",
+        star="*" in outermost
+        and _compiled(_STAR).search(outermost) is not None
+        and bool(tables)
+        and _named_source(outermost, tables),
+        order=_compiled(_MARK).sub("?", ordered[1]).strip() if ordered else "",
         offset=int(offset[1]) if offset else None,
-        listed=max((len(_MARK.findall(found[0])) for found in _IN_LIST.finditer(marked)), default=0),
+        listed=max(
+            (len(_compiled(_MARK).findall(found[0])) for found in _compiled(_IN_LIST).finditer(marked)), default=0
+        ),
         may_write=not (only_reads or housekeeping),
-        limited=_LIMIT.search(outermost) is not None,
+        limited=_compiled(_LIMIT).search(outermost) is not None,
         ordered=ordered is not None,
-        locks=_LOCKS.search(marked) is not None,
+        locks=_compiled(_LOCKS).search(marked) is not None,
     )
 
 
 def _walking(marked: str) -> set[int]:
     """Return the numbers of the values that a walk over pages or ranges changes by its nature."""
-    found = {int(match[1]) for match in _OFFSET.finditer(marked)}
+    found = {int(match[1]) for match in _compiled(_OFFSET).finditer(marked)}
     columns: set[str] = set()
-    for match in _RANGE.finditer(marked) if "<" in marked or ">" in marked else ():
-        values = {int(number) for number in _MARK.findall(match[2])}
+    for match in _compiled(_RANGE).finditer(marked) if "<" in marked or ">" in marked else ():
+        values = {int(number) for number in _compiled(_MARK).findall(match[2])}
         if values:
             found |= values
             columns.update(name.strip().lower() for name in match[1].strip("()").split(","))
-    for match in _RANGE_REVERSED.finditer(marked) if "<" in marked or ">" in marked else ():
+    for match in _compiled(_RANGE_REVERSED).finditer(marked) if "<" in marked or ">" in marked else ():
         found.add(int(match[1]))
         columns.add(match[2].lower())
-    for match in _BETWEEN.finditer(marked):
+    for match in _compiled(_BETWEEN).finditer(marked) if "BETWEEN" in marked.upper() else ():
         found |= {int(match[2]), int(match[3])}
         columns.add(match[1].lower())
     # `created < x OR (created = x AND id < y)`: the keyset written out; its equality walks too.
     if columns:
-        found |= {int(match[2]) for match in _EQUAL.finditer(marked) if match[1].lower() in columns}
+        found |= {int(match[2]) for match in _compiled(_EQUAL).finditer(marked) if match[1].lower() in columns}
     return found
 
 
 def _parts_of_update(marked: str) -> tuple[str, str]:
     """Return what stands between SET and WHERE of an UPDATE, and what stands behind WHERE."""
     depth = begin = 0
-    for match in _WORD_OR_PARENTHESIS.finditer(marked):
+    for match in _compiled(_WORD_OR_PARENTHESIS).finditer(marked):
         word = match[0].upper()
         if word == "(":
             depth += 1
@@ -477,8 +477,8 @@ def _parts_of_update(marked: str) -> tuple[str, str]:
 
 def _rekeys(assignments: str, condition: str) -> bool:
     """Whether every column that a condition compares by `=` is set anew."""
-    compared = {match[1].rpartition(".")[2].lower() for match in _EQUAL.finditer(condition)}
-    assigned = {match[1].rpartition(".")[2].lower() for match in _EQUAL.finditer(assignments)}
+    compared = {match[1].rpartition(".")[2].lower() for match in _compiled(_EQUAL).finditer(condition)}
+    assigned = {match[1].rpartition(".")[2].lower() for match in _compiled(_EQUAL).finditer(assignments)}
     return bool(compared) and compared <= assigned
 
 
@@ -486,7 +486,7 @@ def _outermost(marked: str) -> str:
     """Return a statement without what stands in parentheses, which become `()`."""
     depth = 0
     kept: list[str] = []
-    for part in _PARENTHESES.split(marked):
+    for part in _compiled(_PARENTHESES).split(marked):
         if part == "(":
             depth += 1
             if depth == 1:
@@ -502,15 +502,15 @@ def _outermost(marked: str) -> str:
 
 def _named_source(outermost: str, tables: tuple[str, ...]) -> bool:
     """Whether the outermost SELECT reads from a table, and not from a subquery or common table that names columns."""
-    match = _FIRST_SOURCE.search(outermost)
+    match = _compiled(_FIRST_SOURCE).search(outermost)
     return match is not None and match[1].replace('"', "").replace("`", "") in tables
 
 
 def _key_column(marked: str) -> str:
     """Return the column of the only comparison of a simple SELECT, for which `IN` could ask for many values."""
-    if len(_MARK.findall(marked)) != 1 or len(_SELECT.findall(marked)) != 1:
+    if len(_compiled(_MARK).findall(marked)) != 1 or len(_compiled(_SELECT).findall(marked)) != 1:
         return ""
-    match = _EQUAL.search(marked)
+    match = _compiled(_EQUAL).search(marked)
     return match[1].rpartition(".")[2].strip('"`') if match else ""
 
 
@@ -518,7 +518,7 @@ def _operation(marked: str) -> str:
     """Return the first word; for WITH, the first word of the statement behind the common tables."""
     depth = 0
     common = False
-    for match in _WORD_OR_PARENTHESIS.finditer(marked):
+    for match in _compiled(_WORD_OR_PARENTHESIS).finditer(marked):
         word = match[0].upper()
         if word == "(":
             depth += 1
@@ -535,10 +535,10 @@ def _tables(marked: str) -> tuple[str, ...]:
     """Return the names after FROM, JOIN, INTO and UPDATE, without those of common table expressions."""
     common = set()
     if marked[:4].upper() == "WITH":
-        common = {name.strip('"`').lower() for name in _COMMON_TABLES.findall(marked)}
+        common = {name.strip('"`').lower() for name in _compiled(_COMMON_TABLES).findall(marked)}
     tables: dict[str, None] = {}
-    for match in _SOURCES.finditer(_NOT_A_SOURCE.sub("(", marked)):
-        for source in _SOURCE.findall(match[1]):
+    for match in _compiled(_SOURCES).finditer(_compiled(_NOT_A_SOURCE).sub("(", marked)):
+        for source in _compiled(_SOURCE).findall(match[1]):
             name = source.replace('"', "").replace("`", "")
             if name.lower() not in common and name.upper() not in _READS:
                 tables[name] = None

@@ -36,7 +36,6 @@ from sqla_watch.probes.session import session_door
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import Scope, scope
 from sqla_watch.settings import Settings, SettingsError
-from sqla_watch.snapshot import Snapshot, take_snapshot
 from sqla_watch.telemetry import AwaitingProvider, PoolTelemetry, Telemetry, provider_is_set
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqla_watch.integrations.opentelemetry.engine import EngineTelemetry, Signals
+    from sqla_watch.snapshot import Snapshot
 
 __all__ = ["Watch", "install", "uninstall"]
 
@@ -157,6 +157,8 @@ class Watch:
 
         Any thread may ask, at any time.
         """
+        from sqla_watch.snapshot import take_snapshot  # only now: most programs never ask
+
         return take_snapshot(self._engines)
 
     def check_server(self, connection: Connection, *, workers: int) -> list[Finding]:

@@ -6,8 +6,8 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from dataclasses import replace
+from typing import ClassVar, NamedTuple, Protocol
 
 from sqla_watch.callsite import location_of as where
 from sqla_watch.facts import (
@@ -89,8 +89,7 @@ class Facts(Protocol):
     def attributes_read(self) -> set[tuple[str, CallSite]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(NamedTuple):
     """A number from which on a rule speaks, by profile. Its name in the rule carries the unit."""
 
     development: Number
@@ -118,20 +117,21 @@ class Threshold:
         return value if whole else float(value)
 
 
-@dataclass(slots=True)
 class Context:
     """What a rule is given beside the facts: its settings, and what more specific rules have spoken for."""
 
-    settings: RuleSettings
-    claimed: set[object] = field(default_factory=set)
-    """Facts (groups, repeats, transactions) that a finding is about already."""
+    __slots__ = ("claimed", "settings")
+
+    def __init__(self, settings: RuleSettings) -> None:
+        self.settings = settings
+        self.claimed: set[object] = set()
+        """Facts (groups, repeats, transactions) that a finding is about already."""
 
     def __getitem__(self, name: str) -> Number:
         return self.settings.thresholds[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A finding, the facts it speaks for, and the ignores around them."""
 
     finding: Finding

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqla_watch.pytest_plugin.outcome import Outcome, identity
 
@@ -13,8 +12,7 @@ __all__ = ["FoundInTests", "found_in_tests", "worst_tests"]
 _RANK = {"high": 0, "medium": 1, "low": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class FoundInTests:
+class FoundInTests(NamedTuple):
     """One finding, by its identity, and the tests in which it was found."""
 
     identity: str

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -32,11 +32,10 @@ max_queries_is_of_another = pytest.StashKey[bool]()
 """Whether another plugin has the marker `max_queries`: then it is left to that one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Demands:
+class Demands(NamedTuple):
     """What is demanded of a test; what is not given is left to weaker ones."""
 
-    limits: Mapping[str, float | None] = field(default_factory=dict)
+    limits: Mapping[str, float | None] = MappingProxyType({})
     """By their names in `sqla_watch.Budget`; None takes a weaker limit away."""
     allow: tuple[Pattern, ...] = ()
     """Findings that are no fault."""

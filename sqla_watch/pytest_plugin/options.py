@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import pytest
 
@@ -30,12 +29,11 @@ _FILES = {
     "html": "an HTML report to write, with a waterfall of each test",
     "sarif": "a SARIF report to write",
 }
-_LINE = re.compile(r"(?:(?P<pattern>\S.*?):\s+)?(?P<limits>\w+\s*=\s*\S+?(?:[,\s]+\w+\s*=\s*\S+?)*)\s*\Z")
-_LIMIT = re.compile(r"(\w+)\s*=\s*([^\s,]+)")
+_LINE = r"(?:(?P<pattern>\S.*?):\s+)?(?P<limits>\w+\s*=\s*\S+?(?:[,\s]+\w+\s*=\s*\S+?)*)\s*\Z"
+_LIMIT = r"(\w+)\s*=\s*([^\s,]+)"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits from the configuration, and which tests have them."""
 
     pattern: str
@@ -52,8 +50,7 @@ class Limits:
         return nodeid.startswith((f"{pattern}/", f"{pattern}::", f"{pattern}["))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(NamedTuple):
     """What was asked for."""
 
     mode: Mode
@@ -61,6 +58,7 @@ class Options:
     general: Demands
     """What is demanded of all tests."""
     limits: tuple[Limits, ...]
+    """What is demanded beside of that; a later one is stronger."""
     baseline: str | None
     update_baseline: bool
     unused_fails: bool
@@ -163,15 +161,17 @@ def read(config: pytest.Config) -> Options:
     if config.getoption("sqla_watch_update_baseline") and files["baseline"] is None:
         raise _wrong("--sqla-watch-update-baseline", "is given, but --sqla-watch-baseline=FILE is not")
     unused = _choice(config, "sqla_watch_unused_baseline", "--sqla-watch-unused-baseline", ("warn", "fail"))
-    limits = tuple(_limits(line) for line in config.getini("sqla_watch_limits"))
+    limits = [_limits(line) for line in config.getini("sqla_watch_limits")]
     general, fails_on = _general(config)
     if not mode:
         asked = bool(limits or fails_on or files["baseline"] or files["budgets"])
         mode = "fail" if asked else "warn" if any(files.values()) else "marked"
+    while limits and not limits[0].pattern:  # for all tests, and weaker than all others: put together once for all
+        general = general.under(limits.pop(0).demands)
     found = Options(
         mode=mode,
         general=general,
-        limits=limits,
+        limits=tuple(limits),
         update_baseline=config.getoption("sqla_watch_update_baseline"),
         unused_fails=unused == "fail",
         update_snapshots=config.getoption("sqla_watch_update_snapshots"),
@@ -192,12 +192,12 @@ def _check_files(options: Options) -> None:
 
 
 def _limits(line: str) -> Limits:
-    found = _LINE.match(line.strip())
+    found = re.match(_LINE, line.strip())
     if found is None:
         raise _wrong(
             "sqla_watch_limits", f"has {line!r}, but must have lines as 'tests/api: max_queries=10 max_rows=1000'"
         )
-    limits = {name: _number(line, name, text) for name, text in _LIMIT.findall(found["limits"])}
+    limits = {name: _number(line, name, text) for name, text in re.findall(_LIMIT, found["limits"])}
     return Limits(found["pattern"] or "", _demands(f"sqla_watch_limits: {line!r}", limits, only_limits=True))
 
 

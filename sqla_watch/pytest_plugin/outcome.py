@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Outcome", "identity"]
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen, which takes ten times as long to make, once for each test
-class Outcome:
+class Outcome(NamedTuple):
     """What one test made the database do, in its call phase. Plain data, which goes between processes as JSON.
 
     Seconds are float. Of a test that was run again, the outcome is that of its last run.
@@ -52,18 +50,15 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it; what is in it is not copied."""
-        return {name: getattr(self, name) for name in _NAMES}
+        return self._asdict()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
         """Return what `to_dict` was made of; keys that are not known are left out."""
-        values = {name: value for name, value in data.items() if name in _NAMES}
+        values = {name: value for name, value in data.items() if name in cls._fields}
         for name in ("findings", "failing", "by_line"):
             values[name] = tuple(values[name])
         return cls(**values)
-
-
-_NAMES = tuple(each.name for each in fields(Outcome))
 
 
 def identity(finding: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ import pytest
 from sqla_watch.pytest_plugin import hooks, options
 from sqla_watch.pytest_plugin.marks import is_mark_of_ours, max_queries_is_of_another
 from sqla_watch.pytest_plugin.options import Options
-from sqla_watch.pytest_plugin.outcome import Outcome
 
 if TYPE_CHECKING:
     from sqla_watch.pytest_plugin.baseline import Baseline
+    from sqla_watch.pytest_plugin.outcome import Outcome
     from sqla_watch.pytest_plugin.watched import CallScope, WatchedTests
 
 __all__ = ["pytest_addhooks", "pytest_addoption", "pytest_configure", "pytest_unconfigure", "sqla_watch"]
@@ -111,7 +111,7 @@ class Run:
             self._config.pluginmanager.register(self._watching, "sqla_watch_tests")
             in_junit = bool(getattr(self._config.option, "xmlpath", None))
             if self._is_worker or in_junit:
-                reports = Reports(for_controller=self._is_worker, in_junit=in_junit)
+                reports = Reports(self._watching, for_controller=self._is_worker, in_junit=in_junit)
                 self._config.pluginmanager.register(reports, "sqla_watch_reports")
         return self._watching
 
@@ -143,24 +143,19 @@ class Run:
             partial = {argument.partition("::")[0] for argument in self._config.args if "::" in argument}
             files = {str(self._config.invocation_params.dir / each) for each in partial}
             if not getattr(self._config.option, "lf", False):
-                self._collected = {item.nodeid for item in items if str(item.path) not in files}
+                self._collected.update(item.nodeid for item in items if str(item.path) not in files)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if self._watching is None and any(self._asks(item) for item in session.items):
             self.watching()
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        told = getattr(report, "sqla_watch", None)
-        if told is not None and not self._is_worker:
-            self._take(Outcome.from_dict(json.loads(told)))
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self) -> None:
+        """Have workers of pytest-xdist heard: without any, not each report of a test has to be looked at."""
+        self._config.pluginmanager.register(Workers(self._take, self._collected), "sqla_watch_workers")
 
     def _take(self, outcome: Outcome) -> None:
         self._outcomes[outcome.nodeid] = outcome  # of a test that is run again, the last one
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """A worker of pytest-xdist has ended: take over which tests there are."""
-        self._collected.update(getattr(node, "workeroutput", {}).get("sqla_watch_collected", ()))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # pytest-xdist's workers end inside
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
@@ -269,6 +264,32 @@ class Run:
             self._errors.append(f"{entries} of the baseline no longer occur: --sqla-watch-unused-baseline is fail")
         if self._errors and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Workers:
+    """What the controller of pytest-xdist learns from its workers.
+
+    Args:
+        take: Takes what each test came to.
+        collected: Takes the node ids of the tests that there are.
+    """
+
+    def __init__(self, take: Callable[[Outcome], None], collected: set[str]) -> None:
+        self._take = take
+        self._collected = collected
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A worker has run a test: take over what it came to."""
+        told = getattr(report, "sqla_watch", None)
+        if told is not None:
+            from sqla_watch.pytest_plugin.outcome import Outcome
+
+            self._take(Outcome.from_dict(json.loads(told)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker has ended: take over which tests there are."""
+        self._collected.update(getattr(node, "workeroutput", {}).get("sqla_watch_collected", ()))
 
 
 def _is_marker_of(marks: Collection[str]) -> bool:

@@ -117,7 +117,7 @@ def _budget(outcome: Outcome) -> str:
     shares = [
         (getattr(outcome, used) / limit if limit else (2.0 if getattr(outcome, used) else 1.0), name, limit)
         for name, limit in outcome.budget.items()
-        if (used := name.removeprefix("max_")) in Outcome.__dataclass_fields__
+        if (used := name.removeprefix("max_")) in Outcome._fields
     ]
     if not shares:
         return ""

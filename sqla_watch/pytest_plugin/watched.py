@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-import unittest
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +29,14 @@ from sqla_watch.testing.watching import (
 )
 
 if TYPE_CHECKING:
+    import unittest
+
     from sqla_watch.pytest_plugin.baseline import Baseline
 
 __all__ = ["CallScope", "Reports", "WatchedTests"]
 
 TIMELINE = 5_000
 """Statements of a test that are kept one by one, for a report's waterfall or a snapshot."""
-
-_test_of = pytest.StashKey["WatchedTest | None"]()
 
 
 class CallScope(TestScope):
@@ -87,15 +86,13 @@ class WatchedTest:
         self._watching = watching
         self._wanted = wanted
         self._fail_on = fail_on
-        options = watching.options
         # Reports show a waterfall of each test; a test with the fixture may compare a snapshot.
-        timeline = TIMELINE if options.wants_scopes or has_fixture else 0
+        timeline = TIMELINE if has_fixture or watching.wants_scopes else 0
         settings = settings_of(wanted.profile or "test", timeline)
-        self.scope = CallScope(item, settings, timeline, update_snapshots=options.update_snapshots)
+        self.scope = CallScope(item, settings, timeline, update_snapshots=watching.options.update_snapshots)
         self._setup: TestScope | None = None
         self._setup_statements = 0
         self._setup_seconds = 0.0
-        self._finished = False
         self.outcome: Outcome | None = None
 
     def open_setup(self) -> None:
@@ -114,24 +111,7 @@ class WatchedTest:
                 self._setup_statements += setup.statements
                 self._setup_seconds += setup.database_seconds
 
-    def call(self) -> Generator[None, Any, Any]:
-        """Watch the call phase, which runs at the `yield`; raise what is wrong with it, if the test itself is right."""
-        __tracebackhide__ = True
-        case = getattr(self._item, "instance", None)
-        if isinstance(case, unittest.TestCase):
-            result = yield from self._case(case)
-        else:
-            self.scope.open()
-            try:
-                result = yield
-            except BaseException as error:
-                self._finish(error)
-                raise
-            self._finish(None)
-        self._fail()
-        return result
-
-    def _case(self, case: unittest.TestCase) -> Generator[None, Any, Any]:
+    def call_case(self, case: unittest.TestCase) -> Generator[None, Any, Any]:
         """Watch the method of a TestCase: `setUp` and `tearDown`, which pytest calls with it, are fixtures."""
         __tracebackhide__ = True
         original: Any = case._callTestMethod  # type: ignore[attr-defined]
@@ -143,9 +123,9 @@ class WatchedTest:
             try:
                 result = original(method)
             except BaseException as error:
-                self._finish(error)
+                self.finish(error)
                 raise
-            self._finish(None)
+            self.finish(None)
             return result
 
         case._callTestMethod = call_test_method  # type: ignore[attr-defined]
@@ -156,7 +136,8 @@ class WatchedTest:
             self.close_setup()
             del case._callTestMethod  # type: ignore[attr-defined]
 
-    def _finish(self, error: BaseException | None) -> None:
+    def finish(self, error: BaseException | None) -> None:
+        """The test itself has ended: see what it came to."""
         try:
             self.scope.finish(error)
         finally:
@@ -164,32 +145,34 @@ class WatchedTest:
             self._watching.take(self.outcome)
 
     def _outcome(self, *, completed: bool) -> Outcome:
-        scope, item, options = self.scope, self._item, self._watching.options
-        numbers = _NOTHING if scope.is_untouched else _numbers(scope)
-        root = str(item.config.rootpath)
+        scope, item, watching = self.scope, self._item, self._watching
+        untouched = scope.is_untouched
+        numbers = _NOTHING if untouched else _numbers(scope)
         findings: list[dict[str, Any]] = []
         failing: set[str] = set()
-        if not scope.is_untouched and (found := scope.findings):
-            allow = self._wanted.allow
+        if not untouched and (found := scope.findings):
+            allow, root = self._wanted.allow, str(item.config.rootpath)
             findings = findings_told(
                 (finding for finding in found if not any(each.matches(finding) for each in allow)), root
             )
-            known = self._watching.known
+            known = watching.known
             failing = {
                 identity(finding)
                 for finding in findings
                 if finding["rule"] in self._fail_on and not (known is not None and known.knows(identity(finding)))
             }
         budget = self._wanted.budget
-        measured = self._watching.measured.get(item.nodeid)
+        nodeid = item.nodeid
+        measured = watching.measured.get(nodeid)
         if measured is not None:
             budget["max_statements"] = min(measured, budget.get("max_statements", measured))
-        used = {name: numbers[name.removeprefix("max_")] for name in budget}
-        over = {name: value for name, value in used.items() if value > budget[name]}
-        lines = by_line(scope, root, MOST_LINES) if over or failing or options.wants_scopes else []
+        over = {name: used for name, limit in budget.items() if (used := numbers[name.removeprefix("max_")]) > limit}
+        lines = []
+        if over or failing or watching.wants_scopes:
+            lines = by_line(scope, str(item.config.rootpath), MOST_LINES)
         file, line, _ = item.location
         return Outcome(
-            nodeid=item.nodeid,
+            nodeid=nodeid,
             file=file.replace("\\", "/"),
             line=0 if line is None else line + 1,
             **numbers,
@@ -203,15 +186,17 @@ class WatchedTest:
             by_line=tuple(lines),
             engines=1 if numbers["statements"] else engines_seen(),
             completed=completed,
-            scope=scope.to_dict() if options.wants_scopes else None,
+            scope=scope.to_dict() if watching.wants_scopes else None,
         )
 
-    def _fail(self) -> None:
+    def fail(self) -> None:
         """Raise a failure, if the test ran to its end and something is wrong."""
         __tracebackhide__ = True
         outcome = self.outcome
+        if outcome is None or not (outcome.over or outcome.failing) or not outcome.completed:
+            return
         options = self._watching.options
-        if outcome is None or not outcome.completed or options.mode in ("off", "warn"):
+        if options.mode in ("off", "warn"):
             return
         failing = [] if options.update_baseline else [
             finding for finding in outcome.findings if identity(finding) in outcome.failing
@@ -262,8 +247,11 @@ class WatchedTests:
         take: Callable[[Outcome], None],
     ) -> None:
         self.options = options
+        self.wants_scopes = options.wants_scopes
         self.take = take
         self._latest: pytest.Item | None = None
+        self._test: WatchedTest | None = None
+        """The run of the latest test; None if that is not watched. Of others nothing is kept."""
         self._unwatched: pytest.Item | None = None
         """The test that is running without being watched."""
         self.unused_scope: TestScope | None = None
@@ -289,39 +277,51 @@ class WatchedTests:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Watch the test itself."""
         __tracebackhide__ = True
-        test = item.stash.get(_test_of, None)
+        test = self.test_of(item)
         if test is not None:
-            return (yield from test.call())
+            case = getattr(item, "instance", None)
+            unittest = sys.modules.get("unittest")  # without it, no test is a TestCase
+            if case is not None and unittest is not None and isinstance(case, unittest.TestCase):
+                result = yield from test.call_case(case)
+            else:
+                test.scope.open()
+                try:
+                    result = yield
+                except BaseException as error:
+                    test.finish(error)
+                    raise
+                test.finish(None)
+            test.fail()
+            return result
         self._unwatched = item
         try:
             return (yield)
         finally:
             self._unwatched = None
-            test = item.stash.get(_test_of, None)
+            test = self.test_of(item)
             if test is not None:  # it has asked for the fixture meanwhile, by name
                 test.scope.finish(sys.exception())
 
     def begin(self, item: pytest.Item, *, has_fixture: bool) -> WatchedTest | None:
         """Return a new run of a test, or None for one that is not watched."""
         __tracebackhide__ = True
-        test: WatchedTest | None = None
-        if self._latest is not None and self._latest is not item:
-            self._latest.stash[_test_of] = None  # items are kept to the end of the run
-        self._latest = item
+        self._latest, self._test = item, None
         vars(item).pop("repr_failure", None)  # of a run before this one
         try:
             wanted = wanted_of(item, self.options, has_fixture=has_fixture)
             if wanted is not None:
-                test = WatchedTest(item, *wanted, self, has_fixture=has_fixture)
+                self._test = WatchedTest(item, *wanted, self, has_fixture=has_fixture)
         except SettingsError as error:
-            item.stash[_test_of] = None
             pytest.fail(f"sqla_watch: {error}", pytrace=False)
-        item.stash[_test_of] = test
-        return test
+        return self._test
+
+    def test_of(self, item: pytest.Item) -> WatchedTest | None:
+        """Return the run of a test, if it is the latest one, and watched."""
+        return self._test if self._latest is item else None
 
     def scope_of(self, item: pytest.Item) -> CallScope:
         """Return the scope of a test that is running."""
-        test = item.stash.get(_test_of, None)
+        test = self.test_of(item)
         if test is None:
             test = self.begin(item, has_fixture=True)
             assert test is not None
@@ -339,8 +339,7 @@ class WatchedTests:
 
     def close(self) -> None:
         """Leave engines as they were."""
-        if self._latest is not None:
-            self._latest.stash[_test_of] = None
+        self._latest = self._test = None
         release_engines()
 
 
@@ -348,11 +347,13 @@ class Reports:
     """Puts on the reports of tests what they came to, for those who read only reports.
 
     Args:
+        watching: Knows what they came to.
         for_controller: Whether this is a worker of pytest-xdist, from which nothing but the report gets out.
         in_junit: Whether JUnit's XML is to have each test's numbers.
     """
 
-    def __init__(self, *, for_controller: bool, in_junit: bool) -> None:
+    def __init__(self, watching: WatchedTests, *, for_controller: bool, in_junit: bool) -> None:
+        self._watching = watching
         self._for_controller = for_controller
         self._in_junit = in_junit
 
@@ -360,7 +361,7 @@ class Reports:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         """Put on the report what the test came to."""
         report: pytest.TestReport = yield
-        test = item.stash.get(_test_of, None)
+        test = self._watching.test_of(item)
         if test is None or call.when != "call" or test.outcome is None:
             return report
         if self._for_controller:  # as text: not all that a file may be called goes through execnet
@@ -375,6 +376,7 @@ class Reports:
         return report
 
 
+_FAIL_ON = frozenset(FAIL_ON)
 _NOTHING: dict[str, Any] = {
     "statements": 0,
     "rows": 0,
@@ -416,10 +418,7 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
         if given is not None:
             wanted = wanted.under(demands("hook pytest_sqla_watch", given))
             asked = by_rule = True
-    # The farthest first; behind them those of the parameter set, which pytest has among those of the function.
-    marks = [mark for mark in item.iter_markers() if is_mark_of_ours(mark, item.config)][::-1]
-    of_parameters = getattr(getattr(item, "callspec", None), "marks", ()) if marks else ()
-    for mark in sorted(marks, key=lambda mark: mark in of_parameters):
+    for mark in _marks_of(item):
         wanted = wanted.under(demands_of_mark(mark))
         asked = True
         by_rule = by_rule or mark.name == "sqla_watch"
@@ -427,8 +426,21 @@ def wanted_of(item: pytest.Item, options: Options, *, has_fixture: bool) -> tupl
         return None
     fail_on = wanted.fail_on
     if fail_on is None:
-        fail_on = frozenset(FAIL_ON) if by_rule else frozenset()
+        fail_on = _FAIL_ON if by_rule else frozenset()
     return wanted, fail_on
+
+
+def _marks_of(item: pytest.Item) -> Sequence[pytest.Mark]:
+    """Return the markers that demand something of a test, the weakest first."""
+    node: Any = item
+    while not node.own_markers:  # of most tests nobody on the way up has any: a third of what iter_markers() takes
+        node = node.parent
+        if node is None:
+            return ()
+    # The farthest first; behind them those of the parameter set, which pytest has among those of the function.
+    marks = [mark for mark in item.iter_markers() if is_mark_of_ours(mark, item.config)][::-1]
+    of_parameters = getattr(getattr(item, "callspec", None), "marks", ()) if marks else ()
+    return sorted(marks, key=lambda mark: mark in of_parameters)
 
 
 def _shown_plainly(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqla_watch.findings import Finding
 from sqla_watch.settings import SettingsError, check_rule
@@ -12,8 +12,7 @@ from sqla_watch.settings import SettingsError, check_rule
 __all__ = ["Pattern", "patterns"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(NamedTuple):
     """A rule, and what it is about; `*` and `?` are wildcards."""
 
     rule: str

@@ -147,8 +147,9 @@ class TestScope(Scope):
         self.started_at = time.time()
         self.started = time.perf_counter_ns()
         # What is opened inside inherits these, and an application that has settings of its own goes on with them.
-        self.settings = _settings_around(self.judged_by)
-        self.watched_raises = self.judged_by.raises | self.settings.raises
+        own = self.judged_by
+        self.settings = around = _settings_around(own)
+        self.watched_raises = own.raises if around is own else own.raises | around.raises
         self._token = current.set(self)
         running.push(self)
 
@@ -180,9 +181,9 @@ class TestScope(Scope):
             self.parent = self.parent or running.stand_in
             return
         self.settings = self.judged_by
-        own = [finding for finding in self.close() if finding.key not in self._raised]
+        found = self.close()
         self.parent = self.parent or running.stand_in  # who has kept this context gets to the test that runs then
-        told = [finding for finding in own if finding.rule in _explicit()]
+        told = [finding for finding in found if finding.key not in self._raised and finding.rule in _explicit()]
         raised = deliver(self, told, may_raise=error is None) if told else []
         if raised:
             raise FindingRaised(raised)
@@ -209,7 +210,7 @@ class TestScope(Scope):
     def keep_own(self) -> None:
         """Keep what it is about to forget itself."""
         if self._record is None and len(self.pending) <= FEW:
-            self._own_facts = list(self.pending)
+            self._own_facts = self.pending[:]
         else:
             self._own_groups = self.record.groups
 
@@ -282,16 +283,20 @@ class _Running:
 
     @property
     def whole_test(self) -> TestScope | None:
-        return next((scope for scope in reversed(self._scopes) if scope.is_whole_test), None)
+        for opened in reversed(self._scopes):
+            if opened.is_whole_test:
+                return opened
+        return None
 
     def push(self, opened: TestScope) -> None:
         self._scopes.append(opened)
         self.stand_in.parent = opened
 
     def remove(self, closing: TestScope) -> None:
-        if closing in self._scopes:
-            self._scopes.remove(closing)
-        self.stand_in.parent = self.innermost
+        scopes = self._scopes
+        if closing in scopes:
+            scopes.remove(closing)
+        self.stand_in.parent = scopes[-1] if scopes else None
 
 
 running = _Running()
@@ -343,7 +348,8 @@ def watch_engines() -> None:
     Raises:
         SettingsError: pyproject.toml or the environment have a mistake.
     """
-    _watching.open()
+    if _watching.watch not in registry.watches:
+        _watching.open()
 
 
 def hold_engines() -> None:
@@ -445,15 +451,14 @@ def _hand_to_test(door: Door, original: Any) -> Any:
         tests: list[TestScope] = []
         try:
             if door.open and not scope.closed:
-                innermost = running.innermost
-                if (
-                    scope.parent is None
-                    and innermost is not None
-                    and not isinstance(scope, TestScope)
-                    and innermost.began_before(scope)
-                ):
-                    scope.parent = innermost  # opened in a thread which knew of no test
-                tests = _tests_around(scope)
+                if scope.parent is None:
+                    innermost = running.innermost
+                    if isinstance(scope, TestScope):
+                        scope.keep_own()  # it is in no other one: so there is nobody else to be told
+                    elif innermost is not None and innermost.began_before(scope):
+                        scope.parent = innermost  # opened in a thread which knew of no test
+                if scope.parent is not None:
+                    tests = _tests_around(scope)
                 for test in tests:
                     if test is scope:
                         test.keep_own()

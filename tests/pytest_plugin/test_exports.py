@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def real(engine: Engine, watch: sqla_watch.Watch) -> Outcome:
             assert customer.orders is not None
     findings = [each.to_dict() | {"file": "tests/test_exports.py"} for each in scope.findings]
     made = outcome("tests/test_exports.py::test_orders", *findings, statements=scope.statements, rows=scope.rows)
-    return dataclasses.replace(made, scope=scope.to_dict())
+    return made._replace(scope=scope.to_dict())
 
 
 def test_the_json_report_is_one_that_is_read_like_any_other(tmp_path: Path, real: Outcome) -> None:
@@ -74,7 +73,7 @@ def test_only_the_worst_of_many_tests_are_there_moment_by_moment(
     tmp_path: Path, real: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "MOST_SCOPES", 1)
-    other = dataclasses.replace(real, nodeid="t.py::worse", statements=9)
+    other = real._replace(nodeid="t.py::worse", statements=9)
     exports.json([real, other], str(tmp_path / "report.json"))
     report = json_report.read(str(tmp_path / "report.json"))
     assert [scope["name"] for scope in report["scopes"]] == ["t.py::worse"]
@@ -96,8 +95,8 @@ def test_the_html_report_shows_the_worst_tests_and_none_without_the_database(
     tmp_path: Path, real: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "MOST_PAGES", 2)
-    others = [dataclasses.replace(real, nodeid=f"t.py::number_{number}", statements=number) for number in range(4)]
-    nothing = dataclasses.replace(real, nodeid="t.py::nothing", statements=0, findings=(), failing=())
+    others = [real._replace(nodeid=f"t.py::number_{number}", statements=number) for number in range(4)]
+    nothing = real._replace(nodeid="t.py::nothing", statements=0, findings=(), failing=())
     exports.html([nothing, *others], str(tmp_path / "report.html"), title="shop")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [number for number in range(4) if f"t.py::number_{number}" in page] == [2, 3]
