@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from time import perf_counter_ns, process_time_ns
 from typing import Any
@@ -58,6 +59,9 @@ def serve(name: str) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # what a contestant prints is no answer
     logging.basicConfig(stream=open(os.devnull, "w"))  # noqa: SIM115  # formatted, written, and thrown away
+    # Servers of applications have threads. In a process without any the C library takes no locks: there the first
+    # thread, whoever starts it, makes a fetch of 10,000 rows from SQLite slower by 6 %.
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 
     def answer(said: Any) -> None:
         print(json.dumps(said), file=answers, flush=True)

@@ -8,6 +8,7 @@ names as `Record.sizes`, and never too few; whatever is out of the ordinary is l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from sqla_watch.facts import Fact, Flush, Held, LoadKind, RowCounter, Transaction, Wait
@@ -20,7 +21,10 @@ FEW = 200
 
 _LAZY = LoadKind.LAZY
 _COLUMN = LoadKind.COLUMN
-_NEVER = float("inf")
+_enough = itemgetter(
+    "groups", "rows of a statement", "slowest statement", "lazy loads", "column loads", "writes", "flushes",
+    "longest transaction", "longest gap", "statements of a group",
+)  # fmt: skip
 
 
 def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
@@ -109,18 +113,18 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
                 most_lazy = alike
         elif load.kind is _COLUMN and alike > most_columns:
             most_columns = alike
-    enough = floors.get
+    groups, many_rows, slow, many_lazy, many_columns, many_writes, many_flushes, long, long_gap, many = _enough(floors)
     if (
-        (statements and statements >= enough("groups", _NEVER))
-        or (times and max(times.values()) >= enough("statements of a group", _NEVER))
-        or (most_rows and most_rows >= enough("rows of a statement", _NEVER))
-        or (slowest and slowest >= enough("slowest statement", _NEVER))
-        or (most_lazy and most_lazy >= enough("lazy loads", _NEVER))
-        or (most_columns and most_columns >= enough("column loads", _NEVER))
-        or (writes and writes >= enough("writes", _NEVER))
-        or (flushes and flushes >= enough("flushes", _NEVER))
-        or (longest and longest >= enough("longest transaction", _NEVER))
-        or (gap and gap >= enough("longest gap", _NEVER))
+        statements >= groups
+        or most_rows >= many_rows
+        or slowest >= slow
+        or most_lazy >= many_lazy
+        or most_columns >= many_columns
+        or writes >= many_writes
+        or flushes >= many_flushes
+        or longest >= long
+        or gap >= long_gap
+        or (times and max(times.values()) >= many)
     ):
         return None
     totals = Totals()

@@ -72,6 +72,11 @@ class RuleSettings:
 RuleValue: TypeAlias = "str | Mapping[str, str | Number]"
 
 
+class _Floors(dict[str, float]):
+    def __missing__(self, reads: str) -> float:
+        return float("inf")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How sqla_watch judges and reports.
@@ -110,7 +115,7 @@ class Settings:
     plan: tuple[tuple[str, float, str, RuleSettings], ...] = field(default=(), init=False, repr=False, compare=False)
     """The same with what each reads, and from how much of it on it may find anything."""
     floors: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """From how much on any of them may find anything, by what they read."""
+    """From how much on any of them may find anything, by what they read; infinity for what none reads."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
 
@@ -133,8 +138,8 @@ class Settings:
         object.__setattr__(self, "active", on)
         plan = tuple(_planned(rule, rules[rule]) for rule in on)
         object.__setattr__(self, "plan", plan)
-        floors = {reads: min(least for each, least, *_ in plan if each == reads) for reads, *_ in plan}
-        object.__setattr__(self, "floors", floors)
+        floors = {reads: max(1, min(least for each, least, *_ in plan if each == reads)) for reads, *_ in plan}
+        object.__setattr__(self, "floors", _Floors(floors))
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
     @property
