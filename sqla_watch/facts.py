@@ -9,7 +9,6 @@ Times are nanoseconds of `time.perf_counter_ns` as int; findings turn them into 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -614,19 +613,27 @@ class Flush(NamedTuple):
     """Serial number of the transaction that its statements were in."""
 
 
-@dataclass(slots=True, eq=False)
 class FlushGroup:
     """Flushes of one session from one line, in one transaction: the one with most of them."""
 
-    session: int
-    cause: FlushCause
-    call_site: CallSite | None
-    ignores: tuple[Ignore, ...]
-    transaction: int = 0
-    count: int = 0
-    statements: int = 0
-    objects: int = 0
-    nanoseconds: int = 0
+    __slots__ = (
+        "call_site", "cause", "count", "ignores", "nanoseconds", "objects", "session", "statements", "transaction",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: int,
+        cause: FlushCause,
+        call_site: CallSite | None,
+        ignores: tuple[Ignore, ...],
+        transaction: int = 0,
+    ) -> None:
+        self.session = session
+        self.cause = cause
+        self.call_site = call_site
+        self.ignores = ignores
+        self.transaction = transaction
+        self.count = self.statements = self.objects = self.nanoseconds = 0
 
 
 class SessionEvent(StrEnum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -91,6 +90,8 @@ class Telemetry:
         known = [each.name for each in fields(cls)]
         for name in value:
             if name not in known:
+                import difflib  # nobody needs it before a mistake
+
                 near = difflib.get_close_matches(str(name), known, 1, 0.4)
                 hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
                 raise ValueError(f"has the unknown key {name!r}; {hint}")

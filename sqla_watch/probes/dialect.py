@@ -84,12 +84,13 @@ def _execute(door: Door, original: Any) -> Any:
                 return original(cursor, statement, parameters, context)
         scope = _current()
         if scope is None or scope.closed or not door.open:
-            if scope is UNSAMPLED:
+            if scope is None:
+                if not (checkout.implicit or fallbacks):
+                    return original(cursor, statement, parameters, context)
+            elif scope is UNSAMPLED:
                 if checkout.telemetry is None:
                     return original(cursor, statement, parameters, context)
                 return _pass_by(checkout, original, cursor, statement, parameters, context)
-            if scope is None and not checkout.implicit and not fallbacks:
-                return original(cursor, statement, parameters, context)
             scope = checkout.find_scope() if door.open else None
             if scope is None:
                 return original(cursor, statement, parameters, context)
