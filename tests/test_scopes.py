@@ -280,6 +280,16 @@ def test_a_reporter_that_fails_is_said_and_does_no_harm(
     assert [record.message for record in caplog.records] == ["sqla_watch: a reporter failed"]
 
 
+def test_a_transaction_without_any_line_of_the_users_counts(engine: Engine) -> None:
+    with sqla_watch.scope("elsewhere") as scope, engine.connect() as connection:
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(connection.exec_driver_sql, "SELECT 1"))
+        thread.start()
+        thread.join()
+        connection.commit()
+    assert (scope.statements, scope.transactions) == (1, 1)
+
+
 def test_two_threads_may_write_while_a_third_reads(engine: Engine) -> None:
     stop = threading.Event()
     numbers: list[int] = []
