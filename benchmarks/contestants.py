@@ -22,7 +22,7 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 
 __all__ = ["AGAIN", "BARE", "CONTESTANTS", "DEVELOPMENT", "OUTSIDE", "PAIR", "PRODUCTION", "TRACED", "UNSAMPLED"]
-__all__ += ["Contestant", "NotHere", "describe"]
+__all__ += ["Contestant", "NotHere", "describe", "providers"]
 
 BARE = "bare"
 AGAIN = "bare again (A/A)"
@@ -166,19 +166,20 @@ class Unsampled(Ours):
             self._current.reset(token)
 
 
-def _providers() -> tuple[Any, Any]:
-    """Return providers of OpenTelemetry that record everything, and export in batches to nobody."""
+def providers(*, sampled: bool = True) -> tuple[Any, Any]:
+    """Return providers of OpenTelemetry that record everything, or no trace, and export in batches to nobody."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
-    traces = TracerProvider()
-    traces.add_span_processor(BatchSpanProcessor(_nobody(), 100_000))
+    traces = TracerProvider(sampler=ALWAYS_ON if sampled else ALWAYS_OFF)
+    traces.add_span_processor(BatchSpanProcessor(nobody(), 100_000))
     return traces, MeterProvider([InMemoryMetricReader()])
 
 
-def _nobody() -> Any:
+def nobody() -> Any:
     """Return an exporter of OpenTelemetry that throws away what it gets."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -198,7 +199,7 @@ class Traced(Ours):
         except ImportError as error:
             raise NotHere(f"this sqla_watch has no telemetry: {error}") from error
         super().prepare()
-        self._traces, self._metrics = _providers()
+        self._traces, self._metrics = providers()
         self._tracer = self._traces.get_tracer("benchmark")
 
     def telemetry(self) -> dict[str, Any]:
@@ -222,7 +223,7 @@ class OpenTelemetry(Contestant):
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
         self._instrumentor = SQLAlchemyInstrumentor()
-        self._traces, self._metrics = _providers()
+        self._traces, self._metrics = providers()
         self._tracer = self._traces.get_tracer("benchmark")
 
     def watch(self, engine: Engine) -> None:
@@ -293,7 +294,7 @@ class Logfire(Contestant):
         logfire.configure(
             send_to_logfire=False,
             console=False,
-            additional_span_processors=[BatchSpanProcessor(_nobody(), 100_000)],
+            additional_span_processors=[BatchSpanProcessor(nobody(), 100_000)],
         )
         self._logfire, self._instrumentor = logfire, SQLAlchemyInstrumentor()
 

@@ -24,6 +24,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, text
 
+from benchmarks import contestants
+from benchmarks.contestants import providers
+
 STATEMENTS = 200
 BLOCKS = 60
 
@@ -37,29 +40,6 @@ def make_engine() -> Engine:
 @contextmanager
 def nothing() -> Iterator[None]:
     yield
-
-
-def nobody() -> Any:
-    """Return an exporter that throws away what it gets."""
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-    class Nobody(SpanExporter):
-        def export(self, spans: Any) -> SpanExportResult:
-            return SpanExportResult.SUCCESS
-
-    return Nobody()
-
-
-def providers(*, sampled: bool = True) -> tuple[Any, Any]:
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
-
-    traces = TracerProvider(sampler=ALWAYS_ON if sampled else ALWAYS_OFF)
-    traces.add_span_processor(BatchSpanProcessor(nobody(), 100_000))
-    return traces, MeterProvider([InMemoryMetricReader()])
 
 
 def bare() -> tuple[Engine, Around]:
@@ -88,59 +68,17 @@ def ours(*, sampled: bool = True, **telemetry: Any) -> Callable[[], tuple[Engine
     return make
 
 
-def official() -> tuple[Engine, Around]:
-    from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+def peer(name: str) -> tuple[Callable[[], tuple[Engine, Around]], str]:
+    """Return a contestant of `benchmarks.overhead`, set up as there, and the package whose version is shown."""
 
-    traces, metrics = providers()
-    engine = make_engine()
-    SQLAlchemyInstrumentor().instrument(  # it refuses 2.1
-        engine=engine, tracer_provider=traces, meter_provider=metrics, skip_dep_check=True
-    )
-    tracer = traces.get_tracer("benchmark")
-    return engine, lambda: tracer.start_as_current_span("block")
+    def make() -> tuple[Engine, Around]:
+        contestant = contestants.CONTESTANTS[name]()
+        contestant.prepare()
+        engine = make_engine()
+        contestant.watch(engine)
+        return engine, contestant.around
 
-
-def sentry() -> tuple[Engine, Around]:
-    import sentry_sdk
-    from sentry_sdk.integrations.sqlalchemy import SqlalchemyIntegration
-
-    sentry_sdk.init(
-        dsn="http://key@127.0.0.1:9/1",
-        traces_sample_rate=1.0,
-        integrations=[SqlalchemyIntegration()],
-        default_integrations=False,
-        transport=lambda event: None,
-    )
-    return make_engine(), lambda: sentry_sdk.start_transaction(name="block")
-
-
-def datadog() -> tuple[Engine, Around]:
-    import os
-
-    os.environ.update(DD_TRACE_AGENT_URL="http://127.0.0.1:9", DD_INSTRUMENTATION_TELEMETRY_ENABLED="false")
-    os.environ.update(DD_REMOTE_CONFIGURATION_ENABLED="false", DD_TRACE_STARTUP_LOGS="false")
-    import logging
-
-    logging.getLogger("ddtrace").setLevel(logging.CRITICAL)
-    from ddtrace import patch
-    from ddtrace.trace import tracer
-
-    patch(sqlalchemy=True)
-    import sqlalchemy
-
-    return sqlalchemy.create_engine("sqlite://", poolclass=StaticPool), lambda: tracer.trace("block")
-
-
-def logfire() -> tuple[Engine, Around]:
-    import logfire
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    logfire.configure(
-        send_to_logfire=False, console=False, additional_span_processors=[BatchSpanProcessor(nobody(), 100_000)]
-    )
-    engine = make_engine()
-    logfire.instrument_sqlalchemy(engine, skip_dep_check=True)
-    return engine, lambda: logfire.span("block")
+    return make, contestants.CONTESTANTS[name].distribution
 
 
 CONTESTANTS: dict[str, tuple[Callable[[], tuple[Engine, Around]], str]] = {
@@ -152,10 +90,10 @@ CONTESTANTS: dict[str, tuple[Callable[[], tuple[Engine, Around]], str]] = {
     "sqla_watch, as it is by default": (ours(), ""),
     "sqla_watch, slow ones": (ours(statements="slow", metrics=False), ""),
     "sqla_watch, not sampled": (ours(sampled=False, metrics=False), ""),
-    "opentelemetry-instrumentation-sqlalchemy": (official, "opentelemetry-instrumentation-sqlalchemy"),
-    "sentry-sdk": (sentry, "sentry-sdk"),
-    "ddtrace": (datadog, "ddtrace"),
-    "logfire": (logfire, "logfire"),
+    "opentelemetry-instrumentation-sqlalchemy": peer("opentelemetry-instrumentation-sqlalchemy"),
+    "sentry-sdk": peer("sentry-sdk"),
+    "ddtrace": peer("ddtrace"),
+    "logfire": peer("logfire"),
 }
 OURS = ("sqla_watch, spans", "sqla_watch, spans, folded")
 PEERS = [name for name, (_, package) in CONTESTANTS.items() if package and name != "bare SQLAlchemy"]
