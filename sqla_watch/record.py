@@ -571,8 +571,7 @@ class Record(Totals):
 
     def _add_flush(self, fact: Flush) -> None:
         site = fact.call_site
-        line = None if site is None else (id(site.code), site.instruction)  # to hash a code takes longer than all else
-        key = (fact.session, fact.cause, line, fact.ignores)
+        key = (fact.session, fact.cause, None if site is None else site.place, fact.ignores)
         group = self._flushes.get(key)
         if group is None or group.transaction != fact.transaction:
             if group is not None:  # of the transactions before, the one with most is kept

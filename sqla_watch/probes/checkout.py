@@ -312,8 +312,7 @@ class Checkout:
             return
         begun, finished = fact.started, fact.finished
         self.worked += fact.database + fact.ending
-        if begun - self.quiet_since > self.idle:
-            self.idle, self.idle_started = begun - self.quiet_since, self.quiet_since
+        self._quiet_until(begun)
         self.quiet_since = finished
         if fact.serial > 0:
             self.in_transactions += finished - begun
@@ -321,15 +320,18 @@ class Checkout:
                 fact = fact._replace(meanwhile=tuple(self.activities[fact.gap_started]))
         elif fact.gap > self.idle:  # in autocommit nothing is open between two statements
             self.idle, self.idle_started = fact.gap, fact.gap_started
-        scope = current.get()
-        if scope is None or scope.closed:
-            scope = self.find_scope()
-            if scope is None:
-                return
+        scope = self.find_scope()
+        if scope is None:
+            return
         pending = scope.pending
         pending.append(fact)
         if len(pending) >= DIGEST:
             scope.digest()
+
+    def _quiet_until(self, moment: int) -> None:
+        """Note a time in which no transaction was open."""
+        if moment - self.quiet_since > self.idle:
+            self.idle, self.idle_started = moment - self.quiet_since, self.quiet_since
 
     def told(self, finished: int, waits: int, *, returned: bool) -> Held:
         """Return the fact of its time out of the pool."""
@@ -352,8 +354,7 @@ class Checkout:
             self.end_transaction(self.transaction, "rollback", clock())
             self.transaction = None
         finished = clock()
-        if finished - self.quiet_since > self.idle:
-            self.idle, self.idle_started = finished - self.quiet_since, self.quiet_since
+        self._quiet_until(finished)
         self.open = False
         watchdog.leave(self)
         if self.telemetry is not None:

@@ -293,8 +293,7 @@ def _begin(door: Door, original: Any) -> Any:
         answer = original(connection)
         if door.open:
             try:
-                record = getattr(connection, "_connection_record", None)
-                checkout = None if record is None else record.__dict__.get(RECORD_KEY) or checkout_of(record)
+                checkout = checkout_of(getattr(connection, "_connection_record", None))
                 if checkout is not None and (checkout.telemetry is not None or _current() is not UNSAMPLED):
                     serial = next_transaction()
                     checkout.transaction = OpenTransaction(-serial if autocommits(connection) else serial)

@@ -80,7 +80,7 @@ def _watched(base: type) -> type:
 
     def _do_get(self: Any) -> Any:
         # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
-        state = self.__dict__.get(_STATE) or _state_of(self)
+        state = _state_of(self)
         if not state.on:
             return pool_class._do_get(self)
         request = _Request(self, state)
@@ -100,10 +100,7 @@ def _watched(base: type) -> type:
                 _guarded(state, _given_up, request)
             raise
         request.ends()
-        try:
-            _taken(request, record)
-        except Exception:
-            _fault(state)
+        _guarded(state, _taken, request, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -151,7 +148,7 @@ def _watched(base: type) -> type:
             out.pop(id(record), None)
         pool_class._do_return_conn(self, record)
         if over:
-            state = self.__dict__.get(_STATE) or _state_of(self)
+            state = _state_of(self)
             _guarded(state, checkout.returned, state.waits + len(state.waiters))
 
     found = _classes[base] = type(
@@ -180,12 +177,6 @@ def _guarded(state: PoolWaits, function: Any, *arguments: Any) -> None:
     try:
         function(*arguments)
     except Exception:
-        _fault(state)
-
-
-def _fault(state: PoolWaits) -> None:
-    """Say that something of ours has failed, once, and watch the pool no longer."""
-    if state.on and not (sys is None or sys.is_finalizing()):
         state.on = False
         logger.exception("sqla_watch: the probe of the pool failed and is switched off; please report this")
 
@@ -336,14 +327,11 @@ def _note(holders: tuple[Holder, ...]) -> str:
 
 def _taken(request: _Request, record: Any) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
-    pool, started, waits = request.pool, request.started, request.state
-    state = record.__dict__
-    wait = clock() - started
-    connecting = 0
-    if _CREATED in state:
-        connecting = state.pop(_CREATED)
-        wait -= connecting
-    checkout: Checkout | None = state.get(RECORD_KEY)
+    pool, started, state = request.pool, request.started, request.state
+    own = record.__dict__
+    connecting = own.pop(_CREATED, 0)
+    wait = clock() - started - connecting
+    checkout: Checkout | None = own.get(RECORD_KEY)
     if checkout is not None:
         if checkout.requested >= started:  # the pool's own second try
             return
@@ -352,26 +340,19 @@ def _taken(request: _Request, record: Any) -> None:
             checkout.serial = -abs(checkout.serial)  # whose statements may overlap
             return
         # It was taken while somebody uninstalled, and its return was not seen.
-    scope = current.get()
-    sampled = scope is not UNSAMPLED
-    while scope is not None and scope.closed:
-        scope = scope.parent
+    sampled = current.get() is not UNSAMPLED
+    scope = current_scope()
     unit = None if scope is None else scope.unit
-    try:  # no user's frame is nearer
-        frame = locate(sys._getframe(5))
-    except ValueError:
-        frame = locate(sys._getframe(1))
+    frame = locate(sys._getframe(3))
     site: CallSite | None = None if frame is None else tuple.__new__(CallSite, (frame.f_code, frame.f_lasti))
-    known = ref(record)
-    pool_ref = ref(pool)
-    checkout = state[RECORD_KEY] = Checkout(
-        started, registry.active_settings().implicit_scopes, known, pool_ref, site, unit
-    )
+    record_ref, pool_ref = ref(record), ref(pool)
+    implicit = registry.active_settings().implicit_scopes
+    checkout = own[RECORD_KEY] = Checkout(started, implicit, record_ref, pool_ref, site, unit)
     checkout.connecting = connecting
-    checkout.waits_before = waits.waits + len(waits.waiters)
-    out[id(record)] = known, pool_ref
-    if waits.telemetry is not None:
-        checkout.telemetry = waits.telemetry.taken(started, wait)
+    checkout.waits_before = state.waits + len(state.waiters)
+    out[id(record)] = record_ref, pool_ref
+    if state.telemetry is not None:
+        checkout.telemetry = state.telemetry.taken(started, wait)
     if not sampled:  # others are told who has the connection, and that is all
         return
     if frame is not None:
@@ -379,7 +360,7 @@ def _taken(request: _Request, record: Any) -> None:
     limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif not request.is_waiting and not _is_exhausted(pool, len(waits.asking)):
+    elif not request.is_waiting and not _is_exhausted(pool, len(state.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:

@@ -62,7 +62,7 @@ class OpenTransaction:
         """When its last statement or fetch had finished."""
         self.wrote = self.special = False
         """Whether it sent anything that may have written; and whether it has any of what few have."""
-        self.savepoints: list[int] | None = None
+        self.savepoints: tuple[int, ...] = ()
         """Numbers of the savepoints that are open, the innermost last."""
         # The last statement or the line of the last fetch; the first statement, and the last one.
         self.previous: Statement | CallSite | None = None
@@ -116,10 +116,10 @@ class OpenTransaction:
         if fact[ERROR]:
             return
         if operation == "SAVEPOINT":
-            self.savepoints = [*(self.savepoints or ()), next_transaction()]
+            self.savepoints = (*self.savepoints, next_transaction())
             self.savepoints_set += 1
             self.special = True
-        elif operation in SAVEPOINTS and self.savepoints:
+        elif operation in SAVEPOINTS:
             self.savepoints = self.savepoints[:-1]
         if operation == "ROLLBACK":
             self.writes = 0
