@@ -61,14 +61,10 @@ class Relationship(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What one ORM SELECT loaded, and for whom. Of an entity only hashes are kept."""
+    """What an ORM SELECT loads beyond a query of the application's own; mostly the same object for loads in a row."""
 
     kind: LoadKind
     relationship: Relationship | None
-    parent: int
-    """Hash of the parent's identity key (lazy and column loads)."""
-    parent_runid: int
-    """SQLAlchemy's number of the load which brought the parent."""
     session: int
     """`Session.hash_key` of the parent's session."""
     columns: tuple[str, ...]
@@ -164,29 +160,28 @@ class RowCounter:
     The statement may have been added up already when its rows come; then they go to its group and record, too.
     """
 
-    __slots__ = ("__dict__", "elapsed", "fetched_at", "group", "key", "nanoseconds", "record", "rows", "special")
-
-    # What few have stays on the class: it is one object more for each statement of SQLite's.
+    # All of it stays on the class until there is any: it is one object more for each statement of SQLite's.
+    rows: int = 0
+    nanoseconds: int = 0
+    fetched_at: int = 0
+    """When its last rows were fetched in one piece; 0 for one by one."""
+    over: bool = False
+    """Whether all of its rows have come, so that nothing will be added any more."""
+    group: StatementGroup | None = None
+    record: Totals | None = None
+    """Where the statement was counted; None as long as it was not, or if nothing more will come."""
+    key: tuple[int, ...] = ()
+    """Positions of the queried class's primary key in a row, where parents are to be counted."""
+    special: bool = False
+    """Whether it is streamed, or there is anything unread, or to be said of parents."""
     streamed: bool = False
     """Whether the rows come in pieces, and are not in memory all at once."""
     unread: int = 0
     """Rows that the driver had fetched and nobody asked for."""
     parents: int = 0
     """Distinct objects of the queried class in the rows, where a joined collection may have multiplied them."""
-    elapsed: int
+    elapsed: int = 0
     """Nanoseconds of the statement with the fetches so far, once it is in a group."""
-
-    def __init__(self) -> None:
-        self.rows = self.nanoseconds = 0
-        self.fetched_at = 0
-        """When its last rows were fetched in one piece; 0 for one by one."""
-        self.group: StatementGroup | None = None
-        self.record: Totals | None = None
-        """Where the statement was counted; None as long as it was not."""
-        self.key: tuple[int, ...] = ()
-        """Positions of the queried class's primary key in a row, where parents are to be counted."""
-        self.special = False
-        """Whether it is streamed, or there is anything unread, or to be said of parents."""
 
     def stream(self) -> None:
         """Note that the rows come in pieces."""
@@ -228,7 +223,8 @@ Statement: TypeAlias = tuple[
     int,  # and finished
     "int | RowCounter",  # rows that it returned, or their counter
     int,  # hash of all parameter values; of an UPDATE, of those that it sets
-    int,  # hash of those that tell what it is about: without OFFSET, ranges, chunks of IN, and what an UPDATE sets
+    int,  # hash of those that tell what it is about: without OFFSET, ranges, chunks of IN, and what an UPDATE sets; of
+    # lazy and column loads, of the parent's identity key
     int,  # serial number of the connection's checkout
     int,  # serial number of the transaction; negative in autocommit, 0 outside of any
     "Load | None",
@@ -236,14 +232,21 @@ Statement: TypeAlias = tuple[
     "tuple[Ignore, ...]",
     str,  # SQLSTATE or exception's class if it failed
     "Extra | None",
+    int,  # of lazy and column loads, SQLAlchemy's number of the load which brought the parent
 ]
 """One execution of a DBAPI cursor. A bare tuple, because one is made for each statement: half a microsecond less."""
 
+FINGERPRINT: Final = 0
 CODE: Final = 1
 INSTRUCTION: Final = 2
+PATH: Final = 3
 STARTED: Final = 4
 FINISHED: Final = 5
+VALUES: Final = 7
+CHECKOUT: Final = 9
 TRANSACTION: Final = 10
+LOAD: Final = 11
+RUNID: Final = 12
 IGNORES: Final = 13
 ERROR: Final = 14
 """Places in a `Statement`."""

@@ -73,7 +73,25 @@ def facts(draw: st.DrawFn) -> list[Fact]:
             load = draw(loads())
             text = fingerprints.of(TEXTS[0])
             told.append(
-                (text, CODES[0], 4, 2, started, now, 1, 3, 3, 1, serial, load, draw(st.integers(1, 40)), (), "", None)
+                (
+                    text,
+                    CODES[0],
+                    4,
+                    2,
+                    started,
+                    now,
+                    1,
+                    3,
+                    draw(st.integers(1, 40)),
+                    1,
+                    serial,
+                    load,
+                    draw(st.integers(1, 40)),
+                    (),
+                    "",
+                    None,
+                    draw(st.sampled_from((0, 1, 1, 1))),
+                )  # fmt: skip
             )
         elif kind == "t":
             outcome = draw(st.sampled_from(("commit", "rollback", "prepare")))
@@ -118,7 +136,7 @@ def statements(draw: st.DrawFn, started: int, finished: int, transaction: int) -
     return (
         fingerprint, draw(st.sampled_from(CODES)), draw(st.sampled_from((2, 4))), 0, started, finished, rows, value,
         value, draw(st.sampled_from((1, 1, 1, 2))), transaction, None,
-        draw(st.integers(0, 9)), (), error, extra,
+        draw(st.integers(0, 9)), (), error, extra, 0,
     )  # fmt: skip
 
 
@@ -128,7 +146,7 @@ def loads(draw: st.DrawFn) -> Load:
     relationship = None if kind is LoadKind.COLUMN else draw(st.sampled_from(RELATIONSHIPS))
     columns = ("Order.notes",) if kind is LoadKind.COLUMN else ()
     cause = "deferred" if kind is LoadKind.COLUMN else ""
-    return Load(kind, relationship, draw(st.integers(1, 40)), draw(st.sampled_from((0, 1, 1, 1))), 5, columns, cause)
+    return Load(kind, relationship, 5, columns, cause)
 
 
 @settings(max_examples=1_500, deadline=None)
@@ -147,11 +165,11 @@ def test_where_a_first_look_sees_nothing_the_rules_find_nothing(told: list[Fact]
 def test_an_ordinary_scope_is_seen_at_once() -> None:
     """What the property above says of few would be true of a first look that always leaves it to the record."""
     one, other = fingerprints.of(TEXTS[0]), fingerprints.of(TEXTS[4])
-    lazy = Load(LoadKind.LAZY, RELATIONSHIPS[0], 1, 1, 5, ())
+    lazy = Load(LoadKind.LAZY, RELATIONSHIPS[0], 5, ())
     told: list[Fact] = [
-        (one, CODES[0], 2, 0, 0, 9, 1, 5, 5, 1, 1, None, 1, (), "", None),
-        (other, CODES[0], 2, 0, 10, 19, 0, 6, 6, 1, 1, None, 0, (), "", Extra(flush=1, session=5, changed=1)),
-        (one, CODES[1], 2, 0, 20, 29, 1, 5, 5, 1, 1, lazy, 2, (), "", None),
+        (one, CODES[0], 2, 0, 0, 9, 1, 5, 5, 1, 1, None, 1, (), "", None, 0),
+        (other, CODES[0], 2, 0, 10, 19, 0, 6, 6, 1, 1, None, 0, (), "", Extra(flush=1, session=5, changed=1), 0),
+        (one, CODES[1], 2, 0, 20, 29, 1, 5, 1, 1, 1, lazy, 2, (), "", None, 1),
         Transaction(1, 1, True, 0, 40, "commit", 3, 27, 10, 9, None, None, ()),
         Wait(0, 0, False, None, 5, 10, (), 1),
         Held(1, 0, 50, True, 27, 40, 0, 0, 5, (), None, 0, False, ()),
@@ -163,7 +181,9 @@ def test_an_ordinary_scope_is_seen_at_once() -> None:
 
 def test_rows_fetched_after_the_scope_has_closed_are_counted() -> None:
     counter = RowCounter()
-    told: list[Fact] = [(fingerprints.of(TEXTS[0]), CODES[0], 2, 0, 0, 9, counter, 5, 5, 1, 1, None, 0, (), "", None)]
+    told: list[Fact] = [
+        (fingerprints.of(TEXTS[0]), CODES[0], 2, 0, 0, 9, counter, 5, 5, 1, 1, None, 0, (), "", None, 0)
+    ]
     seen = glance(told, Settings(profile="development").floors)
     assert seen is not None
     counter.add(7, 1_000)
@@ -187,7 +207,7 @@ def sent(
     fingerprint = fingerprints.of(text)
     return (
         fingerprint, CODES[0], 2, 0, started, started + elapsed, rows, value, value, 1, 1, load, number + 100, (),
-        error, extra,
+        error, extra, 0 if load is None else 1,
     )  # fmt: skip
 
 
@@ -195,20 +215,16 @@ def ended(**further: Any) -> Transaction:
     return Transaction(1, 1, True, 0, further.pop("lasted", 10), "commit", 9, 5, 5, 5, HERE, HERE, (), **further)
 
 
-def lazily(parent: int) -> Load:
-    return Load(LoadKind.LAZY, RELATIONSHIPS[0], parent, 1, 5, ())
-
-
-def by_column(parent: int) -> Load:
-    return Load(LoadKind.COLUMN, None, parent, 1, 5, ("Order.notes",), "deferred")
+LAZILY = Load(LoadKind.LAZY, RELATIONSHIPS[0], 5, ())
+BY_COLUMN = Load(LoadKind.COLUMN, None, 5, ("Order.notes",), "deferred")
 
 
 NOTED = RowCounter()
 NOTED.add(9_000, 1_000)
 NOTED.leave(9_000)
 SOMETHING: dict[str, list[Fact]] = {
-    "n-plus-one": [sent(each, load=lazily(each)) for each in range(2)],
-    "column-load-loop": [sent(each, load=by_column(each)) for each in range(5)],
+    "n-plus-one": [sent(each, load=LAZILY) for each in range(2)],
+    "column-load-loop": [sent(each, load=BY_COLUMN) for each in range(5)],
     "query-in-loop": [sent(each) for each in range(5)],
     "repeated-query": [sent(each, value=7) for each in range(3)],
     "row-by-row-write": [sent(each, TEXTS[4]) for each in range(10)],

@@ -197,9 +197,9 @@ class Checkout:
         last = begun = None
         statements = 0
         if transaction is not None:
-            previous = transaction.previous
+            begun, previous, statements = transaction.progress()
             last = cast(Statement, previous) if previous.__class__ is tuple else transaction.last
-            begun, statements = transaction.first or last, transaction.statements
+            begun = begun or last
         in_transaction = last is not None and last[TRANSACTION] > 0
         scope = self.scope if transaction is None or transaction.scope is None else transaction.scope
         stack = self.owner.stack(frames)
@@ -287,6 +287,7 @@ class Checkout:
         transaction = self.transaction
         if transaction is None:
             return
+        transaction.add_up()
         before, transaction.scope = transaction.scope, scope
         if before is None or transaction.last is None:
             return

@@ -28,6 +28,7 @@ from sqla_watch.probes.internals import (
     RECORD_KEY,
     describe_load,
     describe_shape,
+    executes_plainly,
     loads_entities,
     orm,
 )
@@ -74,6 +75,7 @@ def _execute(door: Door, original: Any) -> Any:
     nearest = 5 if getattr(door.target, "is_async", False) else 6
     kinds = user_code.kinds
     enough = DIGEST
+    plain = executes_plainly(original)
 
     def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> Any:
         try:
@@ -84,20 +86,24 @@ def _execute(door: Door, original: Any) -> Any:
                 return original(cursor, statement, parameters, context)
         scope = _current()
         if scope is None or scope.closed or not door.open:
+            if scope is UNSAMPLED:
+                if checkout.telemetry is not None:
+                    return _pass_by(checkout, original, cursor, statement, parameters, context)
+                scope = None
+            elif scope is not None or checkout.implicit or fallbacks:
+                scope = checkout.find_scope() if door.open else None
             if scope is None:
-                if not (checkout.implicit or fallbacks):
-                    return original(cursor, statement, parameters, context)
-            elif scope is UNSAMPLED:
-                if checkout.telemetry is None:
-                    return original(cursor, statement, parameters, context)
-                return _pass_by(checkout, original, cursor, statement, parameters, context)
-            scope = checkout.find_scope() if door.open else None
-            if scope is None:
+                if plain:
+                    cursor.execute(statement, parameters)
+                    return None
                 return original(cursor, statement, parameters, context)
         error = ""
         failure = None
         started = clock()
         try:
+            if plain:
+                cursor.execute(statement, parameters)
+                return None
             return original(cursor, statement, parameters, context)
         except BaseException as exception:
             error = name_of(exception)
@@ -114,7 +120,7 @@ def _execute(door: Door, original: Any) -> Any:
                     uncached = bool(fingerprint.literals) or context.cache_hit is NO_CACHE_KEY
 
                 rows: Any = 0
-                values = fixed = runid = 0
+                values = fixed = runid = parent = 0
                 load = extra = None
                 if fingerprint.reads:
                     if not error:
@@ -152,7 +158,9 @@ def _execute(door: Door, original: Any) -> Any:
                             tracking.follow(compiled)
                         options = context.execution_options.get("_sa_orm_load_options")
                         if options is not None:
-                            load = describe_load(context, options)
+                            described = describe_load(context, options)
+                            if described is not None:
+                                load, fixed, parent = described
                 elif fingerprint.writes:
                     if statement[:6].lower() == "select":
                         fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
@@ -187,14 +195,17 @@ def _execute(door: Door, original: Any) -> Any:
                 fact = (
                     fingerprint, code, instruction, path, started, finished, rows, values, fixed, checkout.serial,
                     0 if transaction is None else transaction.serial, load, runid,
-                    _ignores() if entered_ignores else (), error, extra,
+                    _ignores() if entered_ignores else (), error, extra, parent,
                 )  # fmt: skip
                 pending = scope.pending
                 pending.append(fact)
                 if transaction is not None:
                     if transaction.scope is not scope:
                         checkout.moved(scope, fact)
-                    transaction.sent(fact, fingerprint, started, finished)
+                    sent = transaction.sent
+                    sent.append(fact)
+                    if fingerprint.housekeeping or len(sent) >= enough:
+                        transaction.add_up()
                 if len(pending) >= enough:  # and at the transaction's end
                     scope.digest()
             except Exception:

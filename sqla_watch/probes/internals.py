@@ -43,6 +43,20 @@ def stored_records(pool: Any) -> list[Any] | None:
         return None
 
 
+def executes_plainly(method: Any) -> bool:
+    """Whether a dialect's `do_execute` is SQLAlchemy's own, which is `cursor.execute(statement, parameters)`.
+
+    Then that can be called instead, and the probe takes the place of a call of Python's that was there before it.
+    """
+    function: Any = getattr(method, "__func__", None)
+    return bool(
+        function is not None
+        and function is getattr(_default.DefaultDialect, "do_execute", None)
+        and getattr(function, "__module__", "") == _default.__name__  # nobody has patched it
+        and function.__code__.co_names == ("execute",)
+    )
+
+
 class _Orm:
     """What is used of `sqlalchemy.orm`, which an application without the ORM does not import, and neither do we."""
 
@@ -106,11 +120,22 @@ def loads_entities(compiled: Any) -> bool:
     return orm.compile_state is not None and isinstance(state, orm.compile_state)
 
 
-def describe_load(context: Any, options: Any) -> Load | None:
-    """Return what an ORM SELECT loads for whom, or None for a query of the application's own.
+_last_load = Load(LoadKind.LAZY, None, 0, ())
+"""The latest of a relationship: the next one is mostly the same, and need not be made."""
 
-    `options` are the ORM's load options of the statement's execution options.
+
+def describe_load(context: Any, options: Any) -> tuple[Load, int, int] | None:
+    """Return what an ORM SELECT loads, or None for a query of the application's own.
+
+    Args:
+        context: The execution context.
+        options: The ORM's load options of the statement's execution options.
+
+    Returns:
+        What it is, and of lazy and column loads for whom: the hash of the parent's identity key, and SQLAlchemy's
+        number of the load which brought it. Of an entity nothing else is kept.
     """
+    global _last_load
     compile_options = getattr(context.invoked_statement, "_compile_options", None)
     path = getattr(compile_options, "_current_path", None)
     elements: tuple[Any, ...] = path.path if path is not None else ()
@@ -120,16 +145,19 @@ def describe_load(context: Any, options: Any) -> Load | None:
         reason = _reason()
         if not reason and getattr(state.session, "_flushing", False):
             reason = "flush"
-        parent = hash(state.key and state.key[1])
-        return Load(LoadKind.LAZY, relationship, parent, state.runid or 0, _session_of(state), (), reason)
+        session = state.session_id or 0
+        load = _last_load
+        if load.relationship is not relationship or load.session != session or load.cause != reason:
+            load = _last_load = Load(LoadKind.LAZY, relationship, session, (), reason)
+        return load, hash(state.key and state.key[1]), state.runid or 0
     state = getattr(options, "_refresh_state", None)
     if state is not None:
         columns = getattr(compile_options, "_only_load_props", None)
         names, cause = _why(state, frozenset(columns or ()), options)
-        parent = hash(state.key and state.key[1])
-        return Load(LoadKind.COLUMN, None, parent, state.runid or 0, _session_of(state), names, cause)
+        load = Load(LoadKind.COLUMN, None, state.session_id or 0, names, cause)
+        return load, hash(state.key and state.key[1]), state.runid or 0
     if elements:
-        return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, 0, 0, ())
+        return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, ()), 0, 0
     return None
 
 
@@ -169,10 +197,6 @@ def cause_of(state: Any, columns: frozenset[str]) -> str:
 _BY_THE_SERVER = ("server_onupdate", "server_default", "computed", "identity")
 _BY_AN_EXPRESSION = ("onupdate", "default")
 """What of a column says that its value may come from the database: always, or where it is a SQL expression."""
-
-
-def _session_of(state: Any) -> int:
-    return state.session_id or 0
 
 
 def _relationship(attribute: Any, path: tuple[Any, ...]) -> Relationship:

@@ -59,6 +59,7 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
             row = dbapi_cursor.fetchone()
             if row is None:
                 result._soft_close(hard=hard_close)
+                self.over = True
             elif self.group is None:
                 self.rows += 1
             else:
@@ -89,6 +90,7 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
             self.add(len(rows), self.fetched_at - started)
         if self.key and rows and self.rows == len(rows):
             _note_parents(self, self.key, rows)
+        self.over = True
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:

@@ -251,6 +251,8 @@ def _before_close(session: Any, frame: FrameType) -> None:
         _tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
     checkout = _checkout_of(session)
     opened = None if checkout is None else checkout.transaction
+    if opened is not None:
+        opened.add_up()
     # In autocommit nothing is lost, and what goes into a temporary table is meant to go.
     written = 0 if opened is None or opened.serial < 0 or opened.temporary else opened.writes
     modified = session.identity_map._modified

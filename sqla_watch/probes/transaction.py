@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
+from operator import itemgetter, sub
 from time import perf_counter_ns as clock
 
 from sqla_watch.callsite import call_site
-from sqla_watch.facts import ERROR, CallSite, Statement, Transaction, site_of
+from sqla_watch.facts import ERROR, FINGERPRINT, FINISHED, STARTED, CallSite, Statement, Transaction, site_of
 from sqla_watch.fingerprint import Fingerprint
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.scopes import Scope
@@ -33,7 +34,7 @@ class OpenTransaction:
     """A transaction that has begun, and what its statements add up to (hot path)."""
 
     __slots__ = (
-        "__dict__", "database", "first", "gap", "last", "previous", "savepoints", "scope", "serial", "slowest",
+        "__dict__", "database", "first", "gap", "last", "previous", "savepoints", "scope", "sent", "serial", "slowest",
         "special", "started", "statements", "touched", "wrote",
     )  # fmt: skip
 
@@ -55,6 +56,8 @@ class OpenTransaction:
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
+        self.sent: list[Statement] = []
+        """Its last statements, which are not added up yet; all else is what there was before them."""
         self.started = self.statements = self.database = self.slowest = self.gap = 0
         """When its first statement began, 0 before that; how many there were, the nanoseconds in them, in the slowest
         of them, and of the longest time between two of them."""
@@ -71,42 +74,61 @@ class OpenTransaction:
         self.scope: Scope | None = None
         """Where its last statement was recorded."""
 
-    def sent(self, fact: Statement, fingerprint: Fingerprint, started: int, finished: int) -> None:
-        """Add a statement."""
-        elapsed = finished - started
-        self.database += elapsed
-        if started - self.touched > self.gap:
-            self._widen(started, fact)
-        self.touched = finished
-        self.previous = fact
-        if fingerprint.housekeeping:
-            self.started = self.started or started
-            self._keep_house(fingerprint, fact)
-            return
-        self.statements += 1
-        if elapsed > self.slowest:
-            self.slowest = elapsed
-        if fingerprint.may_write:
-            self._write(fingerprint, fact)
-        if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
-            self.kept = self.special = True
-        if self.first is None:
-            self.first = fact
-            self.started = self.started or started
-        self.last = fact
+    def add_up(self) -> None:
+        """Add up what was sent since the last time: after each housekeeping statement, after some others, at the end.
 
-    def _write(self, fingerprint: Fingerprint, fact: Statement) -> None:
+        In columns, which C does; one by one, while each is sent, it takes three times as long.
+        """
+        facts = self.sent
+        if not facts:
+            return
+        fingerprints, _, _, _, starts, ends, *_ = zip(*facts, strict=True)
+        elapsed = [*map(sub, ends, starts)]
+        gaps = [*map(sub, starts, (self.touched, *ends))]
+        widest = max(gaps)
+        if widest > self.gap:
+            place = gaps.index(widest)
+            self._widen(starts[place], widest, facts[place - 1] if place else self.previous, facts[place])
+        self.started = self.started or starts[0]
+        self.database += sum(elapsed)
+        last = facts[-1]
+        house = fingerprints[-1].housekeeping  # those are never put off
+        if house:
+            facts = facts[:-1]
+        if facts:
+            self.statements += len(facts)
+            slowest = max(elapsed[: len(facts)])
+            if slowest > self.slowest:
+                self.slowest = slowest
+            for fingerprint in {*fingerprints}:
+                if fingerprint.may_write:
+                    self._write(fingerprint, facts)
+                if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
+                    self.kept = self.special = True
+            self.first = self.first or facts[0]
+            self.last = facts[-1]
+        if house:
+            self._keep_house(fingerprints[-1], last)
+        self.touched = ends[-1]
+        self.previous = last
+        self.sent = []  # last, because the watchdog may look at this moment
+
+    def _write(self, fingerprint: Fingerprint, facts: list[Statement]) -> None:
         self.wrote = True
-        if fingerprint.writes and not fact[ERROR]:
-            self.writes += 1
-            self.last_write = fact
+        if fingerprint.writes:
+            written = [fact for fact in facts if fact[FINGERPRINT] is fingerprint and not fact[ERROR]]
+            if written:
+                self.writes += len(written)
+                self.last_write = max((self.last_write or written[-1], written[-1]), key=itemgetter(STARTED))
         elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
             self.temporary = self.special = True
 
-    def _widen(self, started: int, end: Statement | CallSite | None) -> None:
-        """Note the longest time without a statement so far, which `end` has ended."""
-        self.gap, self.gap_started = started - self.touched, self.touched
-        self.gap_ends = (self.previous, end)
+    def _widen(
+        self, ended: int, gap: int, previous: Statement | CallSite | None, end: Statement | CallSite | None
+    ) -> None:
+        """Note the longest time without a statement so far: when it ended, how long it was, and what is around it."""
+        self.gap, self.gap_started = gap, ended - gap
+        self.gap_ends = (previous, end)
 
     def _keep_house(self, fingerprint: Fingerprint, fact: Statement) -> None:
         """Follow LISTEN, and the savepoints that are set, released or rolled back to."""
@@ -132,15 +154,29 @@ class OpenTransaction:
 
     def fetched(self, started: int, finished: int) -> None:
         """Rows of a streamed result were fetched: the database was at work until now."""
+        self.add_up()
         site = call_site(sys._getframe(1))
-        if started - self.touched > self.gap:
-            self._widen(started, site)
+        gap = started - self.touched
+        if gap > self.gap:
+            self._widen(started, gap, self.previous, site)
         self.database += finished - started
         self.touched, self.previous = finished, site
 
     def idle_since(self) -> int:
         """Return when its last statement had finished, 0 before the first. Any thread may ask."""
-        return 0 if self.touched == _NEVER else self.touched
+        sent = self.sent
+        touched = sent[-1][FINISHED] if sent else self.touched
+        return 0 if touched == _NEVER else touched
+
+    def progress(self) -> tuple[Statement | None, Statement | CallSite | None, int]:
+        """Return its first statement, its last one or the line of its last fetch, and how many it has sent.
+
+        Any thread may ask.
+        """
+        sent = self.sent
+        if not sent:
+            return self.first, self.previous, self.statements
+        return self.first or sent[0], sent[-1], self.statements + len(sent)
 
     def prepared(self, nanoseconds: int) -> None:
         """PREPARE TRANSACTION took so long."""
@@ -149,13 +185,15 @@ class OpenTransaction:
 
     def ended(self, outcome: str, started: int, checkout: int, owner: int, error: str) -> Transaction | None:
         """Return its fact, now that the COMMIT or ROLLBACK that began at `started` is over; None if it did nothing."""
+        finished = clock()
+        self.add_up()
         if not self.statements:
             return None
-        finished = clock()
         ending = finished - started
-        if started - self.touched > max(self.gap, SHORTEST_GAP):
+        gap = started - self.touched
+        if gap > self.gap and gap > SHORTEST_GAP:
             left = leaving.get()
-            self._widen(started, call_site(sys._getframe(1)) if left is None else left[0])
+            self._widen(started, gap, self.previous, call_site(sys._getframe(1)) if left is None else left[0])
         gap, gap_started, after, before = self.gap, 0, None, None
         if gap:
             gap_started, (after, before) = self.gap_started, map(_line, self.gap_ends)
