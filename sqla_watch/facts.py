@@ -166,7 +166,7 @@ class RowCounter:
     fetched_at: int = 0
     """When its last rows were fetched in one piece; 0 for one by one."""
     over: bool = False
-    """Whether all of its rows have come, so that nothing will be added any more."""
+    """Whether all of its rows have come, and there is nothing else to tell of them: nothing will be added any more."""
     group: StatementGroup | None = None
     record: Totals | None = None
     """Where the statement was counted; None as long as it was not, or if nothing more will come."""
@@ -203,13 +203,13 @@ class RowCounter:
 
     def leave(self, unread: int) -> None:
         """Note that a result was closed or dropped while rows of it were unread."""
-        self.unread, self.special = unread, True
+        self.unread, self.special, self.over = unread, True, False
         if self.group is not None:
             self.group.count_rows(self)
 
     def count_parents(self, parents: int) -> None:
         """Note how many distinct objects there were in all rows of a joined query."""
-        self.parents, self.special = parents, True
+        self.parents, self.special, self.over = parents, True, False
         if self.group is not None:
             self.group.count_rows(self)
 

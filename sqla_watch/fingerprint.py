@@ -183,6 +183,8 @@ class Fingerprint:
     """Known to be an ORM SELECT, which makes or refreshes objects."""
     shape: Shape | None = None
     """What an ORM SELECT of one class loads with each row."""
+    path: tuple[Any, ...] = ()
+    """Of an ORM SELECT for objects that are there already, SQLAlchemy's path from their query to what it loads."""
 
     @property
     def summary(self) -> str:

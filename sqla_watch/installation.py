@@ -222,6 +222,7 @@ class Watch:
                 watchdog.stop()
                 registry.news.clear()
                 internals.forget()
+                user_code.forget_routes()
                 uncached.forget()
                 following.open = True
 

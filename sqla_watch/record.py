@@ -9,27 +9,14 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby, islice, pairwise
-from itertools import repeat as always
-from operator import attrgetter, gt, itemgetter, sub
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from sqla_watch.facts import (
-    CHECKOUT,
-    CODE,
-    ERROR,
-    FINGERPRINT,
-    FINISHED,
     IGNORES,
-    INSTRUCTION,
-    LOAD,
-    PATH,
-    RUNID,
     STARTED,
-    TRANSACTION,
     CallSite,
     EngineConfiguration,
     Extra,
@@ -41,6 +28,7 @@ from sqla_watch.facts import (
     LoadKind,
     MissingLoad,
     Repeat,
+    RowCounter,
     SessionEvent,
     SessionUse,
     Spent,
@@ -80,10 +68,6 @@ POLL_NANOSECONDS = 1_000_000_000
 
 _QUERY = LoadKind.QUERY
 _LAZY = LoadKind.LAZY
-_ANYTHING = ("",)
-"""For the tables of a statement that may have written to any."""
-_NOT_ASKED = (0, None, None)
-_keeps_house = attrgetter("housekeeping")
 
 _T = TypeVar("_T")
 Path: TypeAlias = tuple[tuple[str, str, bool], ...]
@@ -124,7 +108,7 @@ class LoadEntry(NamedTuple):
 
     site: CallSite | None
     root: int
-    """SQLAlchemy's number of the root query; 0 where it is kept for queries alike, each of which is its own root."""
+    """SQLAlchemy's number of the root query."""
     path: Path
     """The relationships from the root query's entity to what this load brought."""
 
@@ -144,71 +128,26 @@ def _join(path: Path, further: Path) -> Path:
 class _Answers:
     """What one transaction has asked so far, and what it has written since.
 
-    A question is a statement with the hash of its values; kept of it are when it was answered last, the group that
-    asked it first, and how often it was asked again. Statements are taken by their groups, not in the order in which
-    they were sent; so it is told by the moments what was written between two of them.
+    A question is a number; kept of it are when it was answered last and the group it belongs to, no object of its own.
     """
 
-    __slots__ = ("_asked", "_written", "size")
+    __slots__ = ("answered", "groups", "repeats", "written")
 
     def __init__(self) -> None:
-        self.size = 0
-        """Different questions."""
-        self._asked: dict[str, dict[int, tuple[int, StatementGroup, Repeat | None]]] = {}
-        self._written: dict[str, list[int]] = {}
+        self.answered: dict[int, int] = {}
+        self.groups: dict[int, StatementGroup] = {}
+        self.repeats: dict[int, Repeat] = {}
+        self.written: dict[str, int] = {}
 
-    def wrote(self, tables: Iterable[str], moments: list[int]) -> None:
-        """Note that something was written to tables."""
-        for table in tables:
-            self._written[table] = sorted([*self._written.get(table, ()), *moments])
-
-    def forget_writes(self) -> None:
-        """Keep the last moments only: all who asked before them have been counted."""
-        for table, moments in self._written.items():
-            self._written[table] = moments[-1:]
-
-    def ask(self, group: StatementGroup, facts: list[Statement]) -> list[Repeat]:
-        """Add a group's questions, all in this transaction; return those that are repeated for the first time."""
-        known = self._asked.setdefault(group.fingerprint.text, {})
-        _, _, _, _, starts, ends, rows, values, *_ = zip(*facts, strict=True)
-        before = len(known)
-        if known.keys().isdisjoint(values) and len({*values}) == len(values):
-            known.update(zip(values, zip(ends, always(group), always(None)), strict=False))
-            self.size += len(values)
-            return []
-        new = []
-        for value, started, finished, many in zip(values, starts, ends, rows, strict=True):
-            answered, asker, repeat = known.get(value, _NOT_ASKED)
-            if asker is None or not answered <= started < answered + POLL_NANOSECONDS:
-                asker = group
-            elif self._written and self._wrote_since(answered, started, group.fingerprint):
-                asker, repeat = group, None
-            else:
-                number = many if many.__class__ is int else many.rows
-                if repeat is None:
-                    repeat = Repeat(group.fingerprint, group.ignores)
-                    new.append(repeat)
-                    repeat.add(asker, number, 0)
-                repeat.add(group, number, finished - started)
-            known[value] = finished, asker, repeat
-        self.size += len(known) - before
-        return new
-
-    def _wrote_since(self, answered: int, started: int, fingerprint: Fingerprint) -> bool:
-        """Whether anything was written to a statement's tables between two moments."""
-        for table in (*fingerprint.tables, *_ANYTHING):
-            moments = self._written.get(table)
-            if moments is not None:
-                index = bisect_right(moments, started)
-                if index and moments[index - 1] > answered:
-                    return True
-        return False
-
-    def forget(self) -> None:
-        """Let go of all questions that were asked once."""
-        self.size = 0
-        for text, known in self._asked.items():
-            self._asked[text] = {value: each for value, each in known.items() if each[2] is not None}
+    def wrote(self, fingerprint: Fingerprint, moment: int) -> None:
+        """Note that something was written: to the tables of a plain write, else to no one knows what."""
+        if fingerprint.writes:
+            for table in fingerprint.tables:
+                self.written[table] = moment
+        else:
+            self.answered.clear()
+            self.groups.clear()
+            self.repeats.clear()
 
 
 class Totals:
@@ -360,218 +299,160 @@ class Record(Totals):
         return None if entry is None else entry.site
 
     def take(self, facts: Iterable[Fact]) -> None:
-        """Add facts. Runs when the scope is read or closed, not in the statement.
-
-        In a loop, statements are like the ones before. So they are put together by what tells them apart, and added up
-        in columns, which C does in some nanoseconds a statement; one by one it takes the interpreter a microsecond.
-        """
-        for kind, run in groupby(facts, type):
-            if kind is tuple:
-                self._take_statements(cast("list[Statement]", [*run]))
-            else:
-                for fact in run:
-                    self._other(fact)
-
-    def _take_statements(self, facts: list[Statement]) -> None:
-        """Add statements between which no transaction has ended."""
-        (
-            fingerprints, codes, instructions, paths, starts, ends, _, _, _, checkouts, transactions, loads, runids,
-            ignores, _, _, parents,
-        ) = zip(*facts, strict=True)  # fmt: skip
-        if any(map(_keeps_house, fingerprints)):
-            facts = self._keep_house(facts)
-            if facts:
-                self._take_statements(facts)
-            return
-        if any(map(gt, ends, starts[1:])):
-            self._find_overlaps(facts)
-        # By identity, because Python hashes the whole code of a code object.
-        keys: list[Any] = [
-            *zip(
-                map(id, fingerprints), map(id, codes), instructions, paths, checkouts, transactions, map(id, loads),
-                map(id, ignores), strict=True,
-            )
-        ]  # fmt: skip
-        alike: dict[Any, list[Statement]] = {}
-        if keys.count(keys[0]) == len(keys):
-            alike[keys[0]] = facts
-        else:
-            for key, fact in zip(keys, facts, strict=True):
-                if key in alike:
-                    alike[key].append(fact)
-                else:
-                    alike[key] = [fact]
-        groups: dict[Any, StatementGroup] = {}
-        asked, wrote = [], []
-        for key, some in alike.items():
-            fact = some[0]
-            group = groups[key] = self._group_of(fact)
-            some = self._add_alike(group, some)
-            if some and fact[TRANSACTION] > 0 and fact[LOAD] is None:
-                if fact[FINGERPRINT].asks:
-                    asked.append((group, some))
-                elif fact[FINGERPRINT].may_write:
-                    wrote.append(some)
-        if asked:
-            self._take_questions(asked, wrote)
-        elif wrote and self._answers:
-            self._take_questions((), wrote)
-        if any(runids):
-            for (key, parent), run in groupby(zip(keys, parents, facts, strict=True), itemgetter(0, 1)):
-                some = [fact for _, _, fact in run if not fact[ERROR]]
-                if some and some[0][RUNID]:
-                    self._load(groups[key], some[0][LOAD], parent, [fact[RUNID] for fact in some], some[0][CHECKOUT])
-
-    def _keep_house(self, facts: list[Statement]) -> list[Statement]:
-        """Add those that manage the connection; return the rest."""
-        rest = []
+        """Add facts. Costs about 1 µs a statement; runs when the scope is read or closed, not in the statement."""
+        groups = self._groups
+        statements = all_rows = database = latest = 0
+        room = self._room
+        # In a loop, one statement is like the one before: then its group is found without a look-up. What tells them
+        # apart is kept in local names, which are compared several times as fast as places in the tuple.
+        before: Statement | None = None
+        group: StatementGroup | None = None
+        last_fingerprint: Any = None
+        last_code: Any = None
+        last_instruction = last_path = last_checkout = last_transaction = text_hash = 0
+        last_load: Any = None
+        last_ignores: Any = None
+        asks = writes = False
+        answers: Any = None
+        asked: dict[int, int] = {}
+        asked_by: dict[int, StatementGroup] = {}
+        fact: Any
         for fact in facts:
-            fingerprint = fact[FINGERPRINT]
-            if not fingerprint.housekeeping:
-                rest.append(fact)
+            if fact.__class__ is not tuple:
+                self._room = room
+                self._other(fact)
+                room = self._room
+                before = last_fingerprint = None  # a transaction's end folds its groups
                 continue
-            self.database += fact[FINISHED] - fact[STARTED]
-            if fingerprint.operation == "ROLLBACK":  # to a savepoint: what was written since is taken back
-                self._answers_in(fact[TRANSACTION]).wrote(_ANYTHING, [fact[FINISHED]])
-        return rest
-
-    def _find_overlaps(self, facts: list[Statement]) -> None:
-        """Note statements of one connection that ran at the same time."""
-        for one, other in pairwise(facts):
-            if other[STARTED] < one[FINISHED] and one[CHECKOUT] == other[CHECKOUT] > 0:
-                self._overlap(one, other)
-
-    def _group_of(self, fact: Statement) -> StatementGroup:
-        """Return the group that a statement belongs to."""
-        fingerprint, code, instruction, path, load, ignores = (
-            fact[FINGERPRINT], fact[CODE], fact[INSTRUCTION], fact[PATH], fact[LOAD], fact[IGNORES],
-        )  # fmt: skip
-        checkout = fact[CHECKOUT]
-        key: Any
-        if load is None:
-            key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
-        else:
-            what = load.relationship if load.kind is _LAZY else fingerprint.text
-            key = (what, id(code), instruction, load.session, ignores, load.cause, checkout in self._on_event_loop)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._new_group(key, fingerprint, code, instruction, load, ignores, fact[STARTED], checkout)
-        return group
-
-    def _add_alike(self, group: StatementGroup, facts: list[Statement]) -> list[Statement]:
-        """Add statements of one group, sent with one connection in one transaction; return those that did not fail."""
-        rows: Sequence[Any]
-        _, _, _, _, starts, ends, rows, values, fixed, _, _, _, _, _, errors, extras, _ = zip(*facts, strict=True)
-        elapsed = [*map(sub, ends, starts)]
-        if {*map(type, rows)} != {int}:
-            rows = self._count_rows(group, rows, elapsed)
-        count, all_rows, database = len(facts), sum(rows), sum(elapsed)
-        self.statements += count
+            (
+                fingerprint, code, instruction, path, started, finished, rows, values, fixed,
+                checkout, transaction, load, runid, ignores, error, extra, parent_runid,
+            ) = fact  # fmt: skip
+            elapsed = finished - started
+            if fingerprint.housekeeping:
+                database += elapsed
+                if fingerprint.operation == "ROLLBACK":  # to a savepoint: what was written since is taken back
+                    self._answers.pop(transaction, None)
+                    last_fingerprint = None
+                continue
+            counter: RowCounter | None = None
+            if rows.__class__ is not int:
+                counter = rows
+                rows = rows.rows
+                elapsed += counter.nanoseconds
+            statements += 1
+            all_rows += rows
+            database += elapsed
+            if load is not None:
+                if (
+                    group is None
+                    or last_load is not load
+                    or last_fingerprint is not fingerprint
+                    or last_code is not code
+                    or last_instruction != instruction
+                    or last_checkout != checkout
+                    or last_ignores is not ignores
+                ):
+                    what = load.relationship if load.kind is _LAZY else fingerprint.text
+                    on_event_loop = checkout in self._on_event_loop
+                    key: Any = (what, id(code), instruction, load.session, ignores, load.cause, on_event_loop)
+                    group = groups.get(key)
+                    last_fingerprint, last_code, last_instruction = fingerprint, code, instruction
+                    last_ignores = ignores
+                    asks = writes = False
+                last_load = load
+            elif (
+                last_fingerprint is not fingerprint
+                or last_code is not code
+                or last_instruction != instruction
+                or last_path != path
+                or last_checkout != checkout
+                or last_transaction != transaction
+                or last_ignores is not ignores
+                or last_load is not None
+            ):
+                key = (fingerprint.text, id(code), instruction, path, checkout, ignores)
+                group = groups.get(key)
+                last_fingerprint, last_code, last_instruction, last_path = fingerprint, code, instruction, path
+                last_ignores = ignores
+                last_transaction, last_load = transaction, None
+                asks = writes = False
+                if transaction > 0:
+                    asks, writes = fingerprint.asks, fingerprint.may_write
+                    if asks:
+                        text_hash = hash(fingerprint.text)
+                        answers = self._answers.get(transaction)
+                        if answers is None:
+                            answers = self._answers[transaction] = _Answers()
+                        asked, asked_by = answers.answered, answers.groups
+            if group is None:
+                self._room = room
+                group = self._new_group(key, fingerprint, code, instruction, load, ignores, started, checkout)
+                room = self._room
+            if started < latest and before is not None and last_checkout == checkout > 0:
+                self._overlap(before, fact)
+            before = fact
+            latest = finished
+            last_checkout = checkout
+            group.count += 1
+            group.nanoseconds += elapsed
+            if finished > group.finished:
+                group.finished = finished
+            if rows:
+                group.rows += rows
+                if rows > group.most_rows:
+                    group.most_rows = rows
+            if elapsed > group.slowest:
+                group.slowest = elapsed
+            if counter is not None and not counter.over:
+                counter.group, counter.record, counter.elapsed = group, self, elapsed
+                if counter.special:
+                    group.count_rows(counter)
+            if error or group.errors:
+                if error:
+                    statements -= self._fail(group, error)
+                    continue
+                group.failed_last = False
+            if extra is not None:
+                self._add_extra(group, extra, rows, values)
+            kept = group.values
+            if fixed not in kept and not (group.flushed and kept):
+                if room > 0:
+                    kept.add(fixed)
+                    room -= 1
+                else:
+                    group.uncounted += 1
+            if runid:
+                self._load(group, load, runid, parent_runid, checkout)
+            if asks:
+                question = text_hash ^ values
+                answered = asked.get(question)
+                if answered is not None:
+                    self._ask_again(answers, answered, question, group, started, finished, rows)
+                else:
+                    if len(asked) >= MOST_ANSWERS:
+                        self.dropped += len(asked)
+                        asked.clear()
+                        asked_by.clear()
+                    asked_by[question] = group
+                asked[question] = finished
+            elif writes and transaction in self._answers:
+                self._answers[transaction].wrote(fingerprint, finished)
+        self._room = room
+        self.statements += statements
         self.rows += all_rows
         self.database += database
-        group.count += count
-        group.nanoseconds += database
-        slowest, finished = max(elapsed), max(ends)
-        if finished > group.finished:
-            group.finished = finished
-        if slowest > group.slowest:
-            group.slowest = slowest
-        if all_rows:
-            group.rows += all_rows
-            most = max(rows)
-            if most > group.most_rows:
-                group.most_rows = most
-        if group.errors or any(errors):
-            facts = self._fail(group, facts)
-            if not facts:
-                return facts
-            _, _, _, _, _, _, rows, values, fixed, _, _, _, _, _, _, extras, _ = zip(*facts, strict=True)
-        if any(extras):
-            for extra, many, value in zip(extras, rows, values, strict=True):
-                if extra is not None:
-                    self._add_extra(group, extra, many, value)
-        self._add_values(group, fixed)
-        return facts
 
-    def _count_rows(self, group: StatementGroup, rows: Any, elapsed: list[int]) -> list[int]:
-        """Return the numbers of rows, add the time of fetching them to `elapsed`; further rows go to the group."""
-        numbers = []
-        for place, counter in enumerate(rows):
-            if counter.__class__ is int:
-                numbers.append(counter)
-                continue
-            numbers.append(counter.rows)
-            elapsed[place] += counter.nanoseconds
-            if not counter.over:
-                counter.group, counter.record, counter.elapsed = group, self, elapsed[place]
-            if counter.special:
-                group.count_rows(counter)
-        return numbers
-
-    def _add_values(self, group: StatementGroup, fixed: Iterable[int]) -> None:
-        """Keep the hashes of values, as long as there is room for them; of a flush one is enough."""
-        known = group.values
-        if group.flushed:
-            if known:
-                return
-            fixed = (next(iter(fixed)),)
-        new = {*fixed}
-        new -= known
-        if len(new) > self._room:
-            kept = {*islice(new, self._room)}
-            group.uncounted += sum(1 for value in fixed if value in new and value not in kept)
-            new = kept
-        known |= new
-        self._room -= len(new)
-
-    def _answers_in(self, transaction: int) -> _Answers:
-        answers = self._answers.get(transaction)
-        if answers is None:
-            answers = self._answers[transaction] = _Answers()
-        return answers
-
-    def _take_questions(
-        self, asked: Iterable[tuple[StatementGroup, list[Statement]]], wrote: list[list[Statement]]
-    ) -> None:
-        """Count the questions that one transaction has asked before, if it wrote nothing to their tables since."""
-        for _, facts in asked:
-            self._answers_in(facts[0][TRANSACTION])
-        for facts in wrote:
-            answers = self._answers.get(facts[0][TRANSACTION])
-            if answers is not None:
-                fingerprint = facts[0][FINGERPRINT]
-                tables = fingerprint.tables if fingerprint.writes else _ANYTHING
-                answers.wrote(tables, [fact[FINISHED] for fact in facts])
-        for group, facts in asked:
-            answers = self._answers[facts[0][TRANSACTION]]
-            if answers.size >= MOST_ANSWERS:
-                self.dropped += answers.size
-                answers.forget()
-            new = answers.ask(group, facts)
-            if new:
-                self.repeats += new
-                self.has["repeats"] = 1
-        for facts in wrote:
-            if facts[0][TRANSACTION] in self._answers:
-                self._answers[facts[0][TRANSACTION]].forget_writes()
-
-    def _fail(self, group: StatementGroup, facts: list[Statement]) -> list[Statement]:
-        """Count those of a group's statements that failed; return the others."""
-        group.failed_last = bool(facts[-1][ERROR])
-        good = []
-        for fact in facts:
-            error = fact[ERROR]
-            if not error:
-                good.append(fact)
-                continue
-            self.errors += 1
-            group.errors += 1
-            group.special = True
-            group.states = {**group.states, error: group.states.get(error, 0) + 1}
-            if error == "MissingGreenlet":  # it was never sent
-                group.count -= 1
-                self.statements -= 1
-        return good
+    def _fail(self, group: StatementGroup, error: str) -> int:
+        """Count a statement that failed; return 1 for one that was never sent, and is none."""
+        self.errors += 1
+        group.errors += 1
+        group.states = {**group.states, error: group.states.get(error, 0) + 1}
+        group.failed_last = group.special = True
+        if error != "MissingGreenlet":
+            return 0
+        group.count -= 1
+        return 1
 
     def _add_extra(self, group: StatementGroup, extra: Extra, rows: int, values: int) -> None:
         """Add what there is to know of some statements only."""
@@ -805,7 +686,7 @@ class Record(Totals):
         """Add the totals of a scope inside this one; its groups were judged there."""
         self.add(inner)
         for runid, entry in zip(inner._runids, inner._loads, strict=True):
-            self._remember((runid,), entry)
+            self._remember(runid, entry)
 
     def spend(self, name: str, budget: Budget) -> None:
         """Note what was spent of a budget, now that all is known."""
@@ -862,35 +743,19 @@ class Record(Totals):
         """Return the ORM load with SQLAlchemy's number `runid`: the last one of ours that is not later."""
         index = bisect_right(self._runids, runid) - 1
         if index >= 0:
-            entry = self._loads[index]
-            return entry if entry.root else entry._replace(root=self._runids[index])
+            return self._loads[index]
         return self._parent.find_load(runid) if self._parent is not None else None
 
-    def _load(
-        self, group: StatementGroup, load: Load | None, parent_runid: int, runids: list[int], checkout: int
-    ) -> None:
-        """Remember ORM loads of one group in a row; of lazy ones count the query that loaded their parents.
-
-        Args:
-            group: Their group.
-            load: What they loaded.
-            parent_runid: SQLAlchemy's number of the load that brought the parents of all of them.
-            runids: Their own numbers.
-            checkout: The checkout that they were sent in.
-        """
+    def _load(self, group: StatementGroup, load: Load | None, runid: int, parent_runid: int, checkout: int) -> None:
+        """Remember an ORM load, and for a lazy one count the query that loaded its parent."""
         if load is None:
-            entry = group.entry
-            if entry is None:
-                entry = group.entry = LoadEntry(group.call_site, 0, ())
-            self._queries[checkout] = entry._replace(root=runids[-1])
-            self._remember(runids, entry)
-            return
-        if parent_runid and parent_runid == group.parent_runid:  # loaded with the parent before
+            entry = self._queries[checkout] = LoadEntry(group.call_site, runid, ())
+        elif parent_runid and parent_runid == group.parent_runid:  # loaded with the parent before
             entry = group.entry
         else:
             above = self.find_load(parent_runid) if parent_runid else self._queries.get(checkout)
             if above is None:  # loaded before the scope was opened
-                above = LoadEntry(None, parent_runid or runids[0], ())
+                above = LoadEntry(None, parent_runid or runid, ())
             if load.relationship is None:  # a refresh: the object keeps its way from the root query
                 entry = above
             elif group.above is not None and group.above.root == above.root and group.above.path == above.path:
@@ -912,37 +777,59 @@ class Record(Totals):
                 origin = above if not above.path else self.find_load(above.root)
                 group.origin = None if origin is None else origin.site
                 group.parent_runid = parent_runid
-        if group.kind is _LAZY:
-            group.in_checkout = len(runids) + (group.in_checkout if checkout == group.last_checkout else 0)
+        if load is not None and group.kind is _LAZY:
+            group.in_checkout = group.in_checkout + 1 if checkout == group.last_checkout else 1
             group.last_checkout = checkout
             if group.in_checkout > group.most_in_checkout:
                 group.most_in_checkout = group.in_checkout
             if group.origin is not None:
-                group.root_sites.add(group.origin, len(runids))
+                group.root_sites.add(group.origin)
             self._queries[checkout] = entry
-        self._remember(runids, entry)
+        self._remember(runid, entry)
 
-    def _remember(self, numbers: Sequence[int], entry: LoadEntry) -> None:
-        """Keep loads for those who ask whence an object is. Of loads alike in a row the first and the last do."""
+    def _remember(self, runid: int, entry: LoadEntry) -> None:
+        """Keep a load for those who ask whence an object is. Of loads alike in a row the first and the last do."""
         runids, loads = self._runids, self._loads
-        if runids and numbers[0] < runids[-1]:  # two threads of one scope; keep the order
-            for number in numbers:
-                index = bisect_right(runids, number)
-                runids.insert(index, number)
-                loads.insert(index, entry)
-        elif not entry.root:
-            runids.extend(numbers)
-            loads.extend([entry] * len(numbers))
-        else:
-            if len(loads) > 1 and loads[-1] is entry is loads[-2]:
-                runids[-1] = numbers[-1]
+        if not runids or runid >= runids[-1]:
+            if runids and loads[-1] is entry and len(loads) > 1 and loads[-2] is entry:
+                runids[-1] = runid
                 return
-            for number in {numbers[0]: None, numbers[-1]: None}:
-                runids.append(number)
-                loads.append(entry)
+            runids.append(runid)
+            loads.append(entry)
+        else:  # two threads of one scope; keep the order
+            index = bisect_right(runids, runid)
+            runids.insert(index, runid)
+            loads.insert(index, entry)
         if len(runids) > MOST_LOADS:
             del runids[: MOST_LOADS // 2]
             del loads[: MOST_LOADS // 2]
+
+    def _ask_again(
+        self,
+        answers: _Answers,
+        answered: int,
+        question: int,
+        group: StatementGroup,
+        started: int,
+        finished: int,
+        rows: int,
+    ) -> None:
+        """Count a question that the same transaction has asked before, if it wrote nothing to its tables since."""
+        if not answered <= started < answered + POLL_NANOSECONDS:
+            answers.groups[question] = group
+            return
+        written = answers.written
+        if written and any(written.get(table, 0) > answered for table in group.fingerprint.tables):
+            answers.repeats.pop(question, None)
+            answers.groups[question] = group
+            return
+        repeat = answers.repeats.get(question)
+        if repeat is None:
+            repeat = answers.repeats[question] = Repeat(group.fingerprint, group.ignores)
+            self.repeats.append(repeat)
+            self.has["repeats"] = 1
+            repeat.add(answers.groups[question], rows, 0)
+        repeat.add(group, rows, finished - started)
 
     def _make_room(self) -> None:
         """Drop the oldest groups of a single statement; where all have more, the oldest groups."""

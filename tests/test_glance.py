@@ -72,27 +72,12 @@ def facts(draw: st.DrawFn) -> list[Fact]:
         elif kind == "l":
             load = draw(loads())
             text = fingerprints.of(TEXTS[0])
-            told.append(
-                (
-                    text,
-                    CODES[0],
-                    4,
-                    2,
-                    started,
-                    now,
-                    1,
-                    3,
-                    draw(st.integers(1, 40)),
-                    1,
-                    serial,
-                    load,
-                    draw(st.integers(1, 40)),
-                    (),
-                    "",
-                    None,
-                    draw(st.sampled_from((0, 1, 1, 1))),
-                )  # fmt: skip
+            parent, above, runid = (
+                draw(st.integers(1, 40)),
+                draw(st.sampled_from((0, 1, 1, 1))),
+                draw(st.integers(1, 40)),
             )
+            told.append((text, CODES[0], 4, 2, started, now, 1, 3, parent, 1, serial, load, runid, (), "", None, above))
         elif kind == "t":
             outcome = draw(st.sampled_from(("commit", "rollback", "prepare")))
             error = draw(st.sampled_from(("", "", "", "40001")))

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from sys import _getframe
 from time import perf_counter_ns as clock
-from types import FrameType
+from types import CodeType
 from typing import Any
 
-from sqla_watch.callsite import USER, locate, user_code
-from sqla_watch.facts import Extra, RowCounter
+from sqla_watch.callsite import USER, find_user, place_of, user_code
+from sqla_watch.facts import Extra, Load
 from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
 from sqla_watch.ignores import entered as entered_ignores
@@ -31,8 +31,9 @@ from sqla_watch.probes.internals import (
     executes_plainly,
     loads_entities,
     orm,
+    path_of,
 )
-from sqla_watch.probes.rows import CountingFetch, FollowingFetch, count_stream, follow
+from sqla_watch.probes.rows import CountingFetch, count_stream, follow
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.transaction import OpenTransaction, next_transaction
 from sqla_watch.probes.uncached import count_uncached
@@ -41,6 +42,8 @@ from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
+_NOTHING = (0, 0, 0, 0, 0, None, None)
+"""What most statements have of rows, hashes, numbers, loads and more, until it is known better: set at once."""
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -73,7 +76,7 @@ def _execute(door: Door, original: Any) -> Any:
     # Five frames of SQLAlchemy's are below any user's; each frame that is looked at has to be made an object first.
     # Under AsyncSession the stack may end there, and goes on in another greenlet.
     nearest = 5 if getattr(door.target, "is_async", False) else 6
-    kinds = user_code.kinds
+    kinds, routes = user_code.kinds, user_code.routes
     enough = DIGEST
     plain = executes_plainly(original)
 
@@ -98,7 +101,10 @@ def _execute(door: Door, original: Any) -> Any:
                     return None
                 return original(cursor, statement, parameters, context)
         error = ""
-        failure = None
+        frame: Any
+        code: CodeType | None
+        rows: Any
+        load: Load | None
         started = clock()
         try:
             if plain:
@@ -107,31 +113,49 @@ def _execute(door: Door, original: Any) -> Any:
             return original(cursor, statement, parameters, context)
         except BaseException as exception:
             error = name_of(exception)
+            failure = None
             raise
         finally:
             finished = clock()
             try:
                 compiled = context.compiled
-                uncached = False
+                fresh = False
                 try:
                     fingerprint = compiled._sqla_watch
                 except AttributeError:
                     fingerprint = _fingerprint(statement, compiled)
-                    uncached = bool(fingerprint.literals) or context.cache_hit is NO_CACHE_KEY
+                    fresh = bool(fingerprint.literals) or context.cache_hit is NO_CACHE_KEY
+                try:
+                    depth, entry = routes[fingerprint]
+                    frame = _getframe(depth)
+                    if frame.f_code is not entry:
+                        raise KeyError
+                    frame = frame.f_back
+                    code = frame.f_code
+                    if kinds[code.co_filename] != USER:
+                        raise KeyError
+                    instruction = frame.f_lasti
+                    frame = frame.f_back  # the place in the caller tells calls through one helper apart
+                    path = 0 if frame is None else frame.f_lasti
+                except (AttributeError, KeyError, ValueError):  # from a greenlet, or in no way that is known yet
+                    entry = None
+                    frame = find_user(None if fresh else fingerprint, 3 if compiled is None else nearest)
+                    code, instruction, path = place_of(frame)
 
-                rows: Any = 0
-                values = fixed = runid = parent = 0
-                load = extra = None
+                rows, values, fixed, runid, parent, load, extra = _NOTHING
                 if fingerprint.reads:
                     if not error:
                         rows = cursor.rowcount
                         if rows >= tracking.many_rows:
-                            rows = follow(context, fingerprint, rows, checkout)
+                            rows = follow(context, fingerprint, rows, checkout, code)
                         elif rows < 0:  # the driver cannot tell yet
                             if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
                                 context._is_server_side or "stream_results" in context.execution_options
                             ):
                                 rows = context.cursor_fetch_strategy = CountingFetch()
+                                shape = fingerprint.shape
+                                if shape is not None and shape.key:
+                                    rows.key = shape.key
                             else:
                                 rows, failure = count_stream(context, cursor, checkout)
                                 finished = clock()  # its first rows were fetched with it
@@ -152,13 +176,11 @@ def _execute(door: Door, original: Any) -> Any:
                             extra = Extra(skipped, listed)
                     if fingerprint.entities:
                         runid = orm.next_runid()
-                        if rows.__class__ is CountingFetch and fingerprint.shape is not None:
-                            rows.key = fingerprint.shape.key
                         if tracking.columns:  # also where relationships are tracked
                             tracking.follow(compiled)
                         options = context.execution_options.get("_sa_orm_load_options")
-                        if options is not None:
-                            described = describe_load(context, options)
+                        if options is not None and (options is not orm.plain_options or fingerprint.path):
+                            described = describe_load(context, options, fingerprint.path, entry)
                             if described is not None:
                                 load, fixed, parent = described
                 elif fingerprint.writes:
@@ -169,25 +191,7 @@ def _execute(door: Door, original: Any) -> Any:
                         if fingerprint.returns_rows and not error:
                             rows = max(cursor.rowcount, 0)
 
-                frame: FrameType | None = None
-                try:
-                    frame = _getframe(3 if compiled is None else nearest)
-                    if kinds[frame.f_code.co_filename] != USER:
-                        frame = locate(frame)
-                except (ValueError, KeyError):  # called from a greenlet, without such a frame; or a new file
-                    frame = locate(frame)
-                if frame is None:
-                    code, instruction, path = None, -1, 0
-                else:
-                    code = frame.f_code
-                    instruction = frame.f_lasti
-                    frame = frame.f_back  # the place in the caller tells calls through one helper apart
-                    path = 0 if frame is None else frame.f_lasti
-                    frame = None
-                if rows.__class__ is RowCounter and context.cursor_fetch_strategy.__class__ is FollowingFetch:
-                    context.cursor_fetch_strategy.code = code
-
-                if uncached and not fingerprint.housekeeping:
+                if fresh and not fingerprint.housekeeping:
                     extra = count_uncached(extra, fingerprint, context, code, instruction)
                 transaction = checkout.transaction
                 if transaction is None and not fingerprint.housekeeping:  # begun before this watch was installed
@@ -210,9 +214,10 @@ def _execute(door: Door, original: Any) -> Any:
                     scope.digest()
             except Exception:
                 door.fault()
-            if failure is not None:
-                raise failure
-            if scope.watched_raises and not error:
+            if error:
+                if failure is not None:
+                    raise failure
+            elif scope.watched_raises:
                 scope.raise_now()
 
     return do_execute
@@ -264,7 +269,7 @@ def _fingerprint(statement: Any, compiled: Any) -> Fingerprint:
         return fingerprints.of(statement)
     found = fingerprints.of(compiled.string)
     if loads_entities(compiled):
-        found = replace(found, entities=True, shape=describe_shape(compiled))
+        found = replace(found, entities=True, shape=describe_shape(compiled), path=path_of(compiled))
     if getattr(compiled, "literal_execute_params", None):
         found = replace(found, rendered=True, simple=False)
     session_door.start()  # now that the ORM may be there

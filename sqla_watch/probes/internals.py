@@ -48,12 +48,11 @@ def executes_plainly(method: Any) -> bool:
 
     Then that can be called instead, and the probe takes the place of a call of Python's that was there before it.
     """
-    function: Any = getattr(method, "__func__", None)
+    function = getattr(method, "__func__", method)
     return bool(
-        function is not None
-        and function is getattr(_default.DefaultDialect, "do_execute", None)
+        function is getattr(_default.DefaultDialect, "do_execute", None)
         and getattr(function, "__module__", "") == _default.__name__  # nobody has patched it
-        and function.__code__.co_names == ("execute",)
+        and getattr(getattr(function, "__code__", None), "co_names", ()) == ("execute",)
     )
 
 
@@ -66,6 +65,8 @@ class _Orm:
         """Class of an ORM SELECT's compile state."""
         self.asking_codes: dict[CodeType, str] = {}
         """Codes of those who load what they need before anybody touches it, and what they are called here."""
+        self.plain_options: Any = None
+        """The load options of a query that has none of its own; other loads have what they are for in theirs."""
         self.touching_code: CodeType | None = None
         """Code of what loads an attribute that somebody touches."""
         self.touching_depths: list[int] = []
@@ -83,6 +84,7 @@ class _Orm:
         self._known = True
         # The names with an underscore are those of 2.1.
         self.compile_state = getattr(context, "_ORMCompileState", None) or getattr(context, "ORMCompileState", None)
+        self.plain_options = getattr(getattr(context, "QueryContext", None), "default_load_options", None)
         immediate = getattr(strategies, "_ImmediateLoader", None) or getattr(strategies, "ImmediateLoader", None)
         session: Any = getattr(sys.modules.get("sqlalchemy.orm.session"), "Session", None)
         for method, name in (
@@ -120,44 +122,59 @@ def loads_entities(compiled: Any) -> bool:
     return orm.compile_state is not None and isinstance(state, orm.compile_state)
 
 
-_last_load = Load(LoadKind.LAZY, None, 0, ())
-"""The latest of a relationship: the next one is mostly the same, and need not be made."""
+def path_of(compiled: Any) -> tuple[Any, ...]:
+    """Return SQLAlchemy's path from a query to what a compiled ORM SELECT loads for its objects; empty for a query."""
+    return tuple(getattr(getattr(compiled.compile_state, "current_path", None), "path", ()))
 
 
-def describe_load(context: Any, options: Any) -> tuple[Load, int, int] | None:
+_last: tuple[Any, Any, int, str, Load | None] = (None, None, 0, "", None)
+"""The latest lazy load, and what it was told by: the next one is mostly the same, and need not be made."""
+
+
+def describe_load(
+    context: Any, options: Any, path: tuple[Any, ...], entry: CodeType | None
+) -> tuple[Load, int, int] | None:
     """Return what an ORM SELECT loads, or None for a query of the application's own.
 
     Args:
         context: The execution context.
         options: The ORM's load options of the statement's execution options.
+        path: What `path_of` has told of the compiled statement.
+        entry: The code of SQLAlchemy's that the user's code called, if it is known.
 
     Returns:
         What it is, and of lazy and column loads for whom: the hash of the parent's identity key, and SQLAlchemy's
         number of the load which brought it. Of an entity nothing else is kept.
     """
-    global _last_load
-    compile_options = getattr(context.invoked_statement, "_compile_options", None)
-    path = getattr(compile_options, "_current_path", None)
-    elements: tuple[Any, ...] = path.path if path is not None else ()
+    global _last
     state = getattr(options, "_lazy_loaded_from", None)
-    if state is not None and elements:
-        relationship = _relationship(elements[-1], state.load_path.path)
-        reason = _reason()
-        if not reason and getattr(state.session, "_flushing", False):
-            reason = "flush"
-        session = state.session_id or 0
-        load = _last_load
-        if load.relationship is not relationship or load.session != session or load.cause != reason:
-            load = _last_load = Load(LoadKind.LAZY, relationship, session, (), reason)
-        return load, hash(state.key and state.key[1]), state.runid or 0
+    if state is not None and path:
+        attribute, way, session = path[-1], state.load_path, state.session_id or 0
+        reason = ""
+        if entry is None or entry is not orm.touching_code:  # else the application has touched it
+            reason = _reason()
+            if not reason and getattr(state.session, "_flushing", False):
+                reason = "flush"
+        last_attribute, last_way, last_session, last_reason, load = _last
+        if (
+            load is None
+            or last_attribute is not attribute
+            or last_way is not way
+            or last_session != session
+            or last_reason != reason
+        ):
+            load = Load(LoadKind.LAZY, _relationship(attribute, way.path), session, (), reason)
+            _last = attribute, way, session, reason, load
+        key = state.key
+        return load, hash(key and key[1]), state.runid or 0
     state = getattr(options, "_refresh_state", None)
     if state is not None:
-        columns = getattr(compile_options, "_only_load_props", None)
+        columns = getattr(getattr(context.invoked_statement, "_compile_options", None), "_only_load_props", None)
         names, cause = _why(state, frozenset(columns or ()), options)
         load = Load(LoadKind.COLUMN, None, state.session_id or 0, names, cause)
         return load, hash(state.key and state.key[1]), state.runid or 0
-    if elements:
-        return Load(LoadKind.EAGER, _relationship(elements[-1], elements[:-1]), 0, ()), 0, 0
+    if path:
+        return Load(LoadKind.EAGER, _relationship(path[-1], path[:-1]), 0, ()), 0, 0
     return None
 
 
@@ -312,4 +329,6 @@ def _place_of(column: Any, places: dict[int, int], compiled: Any) -> int:
 
 def forget() -> None:
     """Let go of the mappings of relationships, when nothing is watched any more."""
+    global _last
     _relationships.clear()
+    _last = (None, None, 0, "", None)

@@ -88,9 +88,9 @@ class CountingFetch(RowCounter, _cursor.CursorFetchStrategy):
             self.nanoseconds += self.fetched_at - started
         else:
             self.add(len(rows), self.fetched_at - started)
+        self.over = True
         if self.key and rows and self.rows == len(rows):
             _note_parents(self, self.key, rows)
-        self.over = True
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
@@ -111,12 +111,12 @@ class FollowingFetch(_cursor.CursorFetchStrategy):
     when its result is dropped.
     """
 
-    def __init__(self, counter: RowCounter, key: tuple[int, ...], checkout: Any) -> None:
+    def __init__(self, counter: RowCounter, key: tuple[int, ...], checkout: Any, code: CodeType | None) -> None:
         self.counter = counter
         self.key = key
         self.checkout = checkout
         """The checkout of its connection (`Checkout`)."""
-        self.code: CodeType | None = None
+        self.code = code
         """The code that asked for the rows."""
         self.read = 0
         self.one_by_one = 0
@@ -250,14 +250,14 @@ def _unwinding(code: CodeType | None, *, in_loop: bool) -> bool:
     return instruction.startswith(("RAISE", "RERAISE")) or (in_loop and not instruction.startswith(_DROPPING))
 
 
-def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any) -> int | RowCounter:
+def follow(context: Any, fingerprint: Fingerprint, rows: int, checkout: Any, code: CodeType | None) -> int | RowCounter:
     """Follow many rows that the driver has already: how many are read, how many parents there are among them."""
     if context.cursor_fetch_strategy is not DEFAULT_FETCH or not following.open:
         return rows
     counter = RowCounter()
     counter.rows = rows
     key = () if fingerprint.shape is None else fingerprint.shape.key
-    context.cursor_fetch_strategy = FollowingFetch(counter, key, checkout)
+    context.cursor_fetch_strategy = FollowingFetch(counter, key, checkout, code)
     return counter
 
 

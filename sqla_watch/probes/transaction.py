@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
-from operator import itemgetter, sub
 from time import perf_counter_ns as clock
 
 from sqla_watch.callsite import call_site
@@ -77,49 +76,41 @@ class OpenTransaction:
     def add_up(self) -> None:
         """Add up what was sent since the last time: after each housekeeping statement, after some others, at the end.
 
-        In columns, which C does; one by one, while each is sent, it takes three times as long.
+        A loop over many takes a fifth of what it takes to do it while each is sent, in between SQLAlchemy's own code.
         """
-        facts = self.sent
-        if not facts:
-            return
-        fingerprints, _, _, _, starts, ends, *_ = zip(*facts, strict=True)
-        elapsed = [*map(sub, ends, starts)]
-        gaps = [*map(sub, starts, (self.touched, *ends))]
-        widest = max(gaps)
-        if widest > self.gap:
-            place = gaps.index(widest)
-            self._widen(starts[place], widest, facts[place - 1] if place else self.previous, facts[place])
-        self.started = self.started or starts[0]
-        self.database += sum(elapsed)
-        last = facts[-1]
-        house = fingerprints[-1].housekeeping  # those are never put off
-        if house:
-            facts = facts[:-1]
-        if facts:
-            self.statements += len(facts)
-            slowest = max(elapsed[: len(facts)])
-            if slowest > self.slowest:
-                self.slowest = slowest
-            for fingerprint in {*fingerprints}:
-                if fingerprint.may_write:
-                    self._write(fingerprint, facts)
-                if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
-                    self.kept = self.special = True
-            self.first = self.first or facts[0]
-            self.last = facts[-1]
-        if house:
-            self._keep_house(fingerprints[-1], last)
-        self.touched = ends[-1]
-        self.previous = last
+        touched, previous, widest = self.touched, self.previous, self.gap
+        for fact in self.sent:
+            fingerprint, started, finished = fact[FINGERPRINT], fact[STARTED], fact[FINISHED]
+            if started - touched > widest:
+                widest = started - touched
+                self._widen(started, widest, previous, fact)
+            touched = finished
+            previous = fact
+            elapsed = finished - started
+            self.database += elapsed
+            if not self.started:
+                self.started = started
+            if fingerprint.housekeeping:
+                self._keep_house(fingerprint, fact)
+                continue
+            self.statements += 1
+            if elapsed > self.slowest:
+                self.slowest = elapsed
+            if fingerprint.may_write:
+                self._write(fingerprint, fact)
+            if fingerprint.locks and _SESSION_LOCK.search(fingerprint.text):
+                self.kept = self.special = True
+            if self.first is None:
+                self.first = fact
+            self.last = fact
+        self.touched, self.previous = touched, previous
         self.sent = []  # last, because the watchdog may look at this moment
 
-    def _write(self, fingerprint: Fingerprint, facts: list[Statement]) -> None:
+    def _write(self, fingerprint: Fingerprint, fact: Statement) -> None:
         self.wrote = True
-        if fingerprint.writes:
-            written = [fact for fact in facts if fact[FINGERPRINT] is fingerprint and not fact[ERROR]]
-            if written:
-                self.writes += len(written)
-                self.last_write = max((self.last_write or written[-1], written[-1]), key=itemgetter(STARTED))
+        if fingerprint.writes and not fact[ERROR]:
+            self.writes += 1
+            self.last_write = fact
         elif fingerprint.operation == "CREATE" and "TEMP" in fingerprint.text[:20].upper():
             self.temporary = self.special = True
 
