@@ -556,7 +556,7 @@ def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bo
             if current.get() is closing:
                 current.set(closing.parent)
     findings = closing.close()
-    if findings:
+    if findings and closing._raised:
         findings = [finding for finding in findings if finding.key not in closing._raised]
     raised = deliver(closing, findings, may_raise=error is None and not quiet)
     if raised:

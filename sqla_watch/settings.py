@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from sqla_watch.findings import SqlaWatchError
 from sqla_watch.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from sqla_watch.detectors import Rule
 
 __all__ = ["Action", "Profile", "RuleSettings", "Settings", "SettingsError"]
 
@@ -72,6 +75,17 @@ class RuleSettings:
 RuleValue: TypeAlias = "str | Mapping[str, str | Number]"
 
 
+class Planned(NamedTuple):
+    """A rule that is on."""
+
+    place: int
+    """Its number in the order in which they are run: each behind those that it gives way to."""
+    least: float
+    """From how much on of what it reads it may find anything, as its thresholds say."""
+    rule: Rule
+    settings: RuleSettings
+
+
 class _Floors(dict[str, float]):
     def __missing__(self, reads: str) -> float:
         return float("inf")
@@ -112,8 +126,8 @@ class Settings:
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
-    plan: tuple[tuple[str, float, str, RuleSettings], ...] = field(default=(), init=False, repr=False, compare=False)
-    """The same with what each reads, and from how much of it on it may find anything."""
+    plan: Mapping[str, list[Planned]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The same rules by what they read."""
     floors: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     """From how much on any of them may find anything, by what they read; infinity for what none reads."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
@@ -136,9 +150,9 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
-        plan = tuple(_planned(rule, rules[rule]) for rule in on)
+        plan = _planned(on, rules)
         object.__setattr__(self, "plan", plan)
-        floors = {reads: max(1, min(least for each, least, *_ in plan if each == reads)) for reads, *_ in plan}
+        floors = {reads: min(planned.least for planned in those) for reads, those in plan.items()}
         object.__setattr__(self, "floors", _Floors(floors))
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
 
@@ -260,13 +274,16 @@ def _resolve(source: str, profile: Profile, given: Mapping[str, RuleValue]) -> d
     return resolved
 
 
-def _planned(rule: str, settings: RuleSettings) -> tuple[str, float, str, RuleSettings]:
-    """Return what a rule reads, and from how much of it on it may find anything, as its thresholds say."""
+def _planned(on: Iterable[str], rules: Mapping[str, RuleSettings]) -> dict[str, list[Planned]]:
+    """Return the rules that are on by what they read, with from how much of it on each may find anything."""
     from sqla_watch.detectors import RULES
 
-    floor = RULES[rule].floor
-    least = min((settings.thresholds[name] * (1e9 if name.endswith("_seconds") else 1) for name in floor), default=1)
-    return RULES[rule].reads, max(least, 1), rule, settings
+    plan: dict[str, list[Planned]] = {}
+    for place, rule in enumerate(on):
+        detector, settings = RULES[rule], rules[rule]
+        floors = (settings[name] * (1e9 if name.endswith("_seconds") else 1) for name in detector.floor)
+        plan.setdefault(detector.reads, []).append(Planned(place, max(1, min(floors, default=1)), detector, settings))
+    return plan
 
 
 def _in_order() -> list[str]:
