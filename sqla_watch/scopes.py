@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sqla_watch import registry
+from sqla_watch.detectors import judge, worst_first
 from sqla_watch.facts import CallSite, Fact, Statement, site_of
 from sqla_watch.findings import Finding, FindingRaised
 from sqla_watch.flows import current_flow
@@ -156,8 +157,6 @@ class Scope:
         """What was found, worst first; of an open scope, what would be found if it closed now."""
         if self.closed:
             return list(self._findings)
-        from sqla_watch.detectors import judge, worst_first
-
         return worst_first([*self._findings, *judge(self.record, self.settings)])
 
     @property
@@ -239,8 +238,6 @@ class Scope:
 
     def judge_now(self) -> list[Finding]:
         """Return what would be found if it closed now, without what scopes inside of it have told."""
-        from sqla_watch.detectors import judge
-
         record = self.record
         if self.budget is None:
             return judge(record, self.settings)
@@ -257,8 +254,6 @@ class Scope:
 
         Called after each statement where a rule has that action.
         """
-        from sqla_watch.detectors import judge
-
         new = [
             finding
             for finding in judge(self.record, self.settings, only=self.watched_raises)
@@ -282,8 +277,6 @@ class Scope:
             self.closed = True
             self.own_findings = found
             if self._findings:
-                from sqla_watch.detectors import worst_first
-
                 self._findings = worst_first([*self._findings, *found])
             else:
                 self._findings = found
@@ -313,8 +306,6 @@ class Scope:
         return True
 
     def _judge(self) -> list[Finding]:
-        from sqla_watch.detectors import judge
-
         record = self.record
         if self.budget is not None:
             record.spend(self.name, self.budget)
