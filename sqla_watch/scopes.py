@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import threading
 import time
+from _thread import RLock  # which `threading` has a function of Python's around
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
@@ -52,6 +52,8 @@ _MANY_THINGS = frozenset({"run", "test", "websocket"})
 
 MOST_FINDINGS = 1_000
 """Findings of scopes inside of it that a scope keeps; they have been reported before, by their own scope."""
+
+_NO_KEYS: frozenset[tuple[str, ...]] = frozenset()
 
 current: ContextVar[Scope | None] = ContextVar("sqla_watch_scope", default=None)
 """The innermost scope; read for each statement (10 ns)."""
@@ -105,14 +107,14 @@ class Scope:
         self.finished = 0
         self.span: Any = None
         """Where telemetry is on: the span that it was opened in, or that its first statement was sent in."""
-        self.told: set[tuple[str, ...]] = set()
+        self.told = _NO_KEYS
         """Keys of the findings that are events of that span already."""
         self.own_findings: list[Finding] = []
         """What was found in it once it is closed, without what scopes inside of it have told already."""
         self._findings: list[Finding] = []
-        self._raised: set[tuple[str, ...]] = set()
+        self._raised = _NO_KEYS
         self._record: Totals | None = None
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._token: Token[Scope | None] | None = None
 
     @property
@@ -260,7 +262,8 @@ class Scope:
             if finding.key not in self._raised
         ]
         if new:
-            self._raised.update(finding.key for finding in new)
+            with self._lock:
+                self._raised |= {finding.key for finding in new}
             raise FindingRaised(new)
 
     def close(self) -> list[Finding]:

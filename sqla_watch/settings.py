@@ -132,6 +132,8 @@ class Settings:
     """From how much on any of them may find anything, by what they read; infinity for what none reads."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
+    timeline_room: int = field(default=0, init=False, repr=False, compare=False)
+    """How many statements, waits and transactions a scope keeps one by one."""
 
     def __post_init__(self) -> None:
         source = "Settings"
@@ -142,7 +144,10 @@ class Settings:
         if not isinstance(self.implicit_scopes, bool):
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
         object.__setattr__(self, "watchdog_seconds", _watchdog_seconds(source, self.watchdog_seconds))
-        _check_timeline(source, self.timeline)
+        room = _check_timeline(source, self.timeline)
+        if room is None:
+            room = TIMELINE if profile == Profile.DEVELOPMENT else 0
+        object.__setattr__(self, "timeline_room", room)
         object.__setattr__(self, "telemetry", _telemetry(source, self.telemetry))
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
@@ -155,13 +160,6 @@ class Settings:
         floors = {reads: min(planned.least for planned in those) for reads, those in plan.items()}
         object.__setattr__(self, "floors", _Floors(floors))
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
-
-    @property
-    def timeline_room(self) -> int:
-        """How many statements, waits and transactions a scope keeps one by one."""
-        if self.timeline is not None:
-            return self.timeline
-        return TIMELINE if self.profile == Profile.DEVELOPMENT else 0
 
     def rule(self, rule: str) -> RuleSettings:
         """Return the action and thresholds of a rule.

@@ -129,12 +129,17 @@ class Requests:
         if panel_token is not None and not panel:
             raise SettingsError(f"{source}: panel_token is given, but panel is not")
         self.panel = _panel(source, panel, panel_token)
+        self._timeline = None if self.panel is None else TIMELINE
 
     def begin(self, method: str, path: str, kind: str = "request") -> Request:
-        """Open the scope of a request in the running context."""
+        """Open the scope of a request in the running context, if it is in the sample."""
         request = Request(self, method, path, kind)
+        rate = self.sample_rate
         try:
-            request.open()
+            if rate >= 1 or _randomly.random() < rate:
+                request.scope = open_scope("request", kind, self.settings, timeline=self._timeline)
+            else:
+                request.unsampled = current.set(UNSAMPLED), time.perf_counter_ns()
         except Exception:  # the application is served all the same
             logger.exception("sqla_watch: the scope of a request could not be opened; please report this")
         return request
@@ -157,7 +162,7 @@ def _panel(source: str, panel: object, token: str | None) -> Panel | None:
 class Request:
     """One request under watch."""
 
-    __slots__ = ("_requests", "_unsampled", "kind", "method", "outside", "path", "route", "scope", "status")
+    __slots__ = ("_requests", "kind", "method", "outside", "path", "route", "scope", "status", "unsampled")
 
     def __init__(self, requests: Requests, method: str, path: str, kind: str) -> None:
         self._requests = requests
@@ -172,18 +177,8 @@ class Request:
         """None for a request that is not in the sample."""
         self.outside = current.get()
         """The scope around it."""
-        self._unsampled: tuple[Token[Scope | None], int] | None = None
+        self.unsampled: tuple[Token[Scope | None], int] | None = None
         """Of a request that is not in the sample, what takes it out of the context, and when it began."""
-
-    def open(self) -> None:
-        """Open its scope in the running context, if it is in the sample."""
-        requests = self._requests
-        rate = requests.sample_rate
-        if rate >= 1 or _randomly.random() < rate:
-            room = TIMELINE if requests.panel is not None else None
-            self.scope = open_scope("request", self.kind, requests.settings, timeline=room)
-        else:
-            self._unsampled = current.set(UNSAMPLED), time.perf_counter_ns()
 
     @property
     def name(self) -> str:
@@ -242,8 +237,8 @@ class Request:
         except Exception:
             logger.exception("sqla_watch: the scope of a request could not be closed; please report this")
         finally:
-            if scope is not None and self._requests.panel is not None:
-                self._show(self._requests.panel, scope, error, sampled=sampled)
+            if scope is not None:
+                self._show(scope, error, sampled=sampled)
 
     def _budget_of(self, scope: Scope) -> Budget | None:
         requests = self._requests
@@ -251,10 +246,10 @@ class Request:
 
     def _slow_or_failed(self, error: BaseException | None) -> Scope | None:
         """Return a scope without facts for a request that was not in the sample but was slow or failed."""
-        if self._unsampled is None:
+        if self.unsampled is None:
             return None
-        token, started = self._unsampled
-        self._unsampled = None
+        token, started = self.unsampled
+        self.unsampled = None
         try:
             current.reset(token)
         except ValueError:  # ended in another context than it had begun in
@@ -269,8 +264,11 @@ class Request:
         scope.started = started
         return scope
 
-    def _show(self, panel: Panel, scope: Scope, error: BaseException | None, *, sampled: bool) -> None:
-        """Hand the request to the panel."""
+    def _show(self, scope: Scope, error: BaseException | None, *, sampled: bool) -> None:
+        """Hand the request to the panel, if there is one."""
+        panel = self._requests.panel
+        if panel is None:
+            return
         try:
             panel.add({**_facts(scope), "request": self._facts(error, sampled=sampled)})
         except Exception:
