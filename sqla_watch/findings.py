@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["Finding", "Location", "RelatedLocation", "Severity", "SqlaWatchError", "SqlaWatchWarning"]
@@ -68,7 +69,7 @@ class Location:
     def shown_file(self) -> str:
         """The file relative to the working directory if it lies below it."""
         try:
-            relative = os.path.relpath(self.file)
+            relative = _relative(self.file, os.getcwd())
         except (OSError, ValueError):  # another drive, or a working directory that is gone
             return self.file
         return self.file if relative.startswith("..") or self.file.startswith("<") else relative
@@ -76,6 +77,12 @@ class Location:
     def to_dict(self) -> dict[str, Any]:
         """Return file, line and function as the JSON report has them."""
         return {"file": self.file, "line": self.line, "function": self.function}
+
+
+@lru_cache(maxsize=1_024)
+def _relative(file: str, folder: str) -> str:
+    """Return the way from a folder to a file, which is cut to pieces and put together for it (10 µs)."""
+    return os.path.relpath(file, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import threading
 import time
+from _thread import RLock  # which `threading` has a function of Python's around
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import islice
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sqla_watch import registry
+from sqla_watch.detectors import judge, worst_first
 from sqla_watch.facts import CallSite, Fact, Statement, site_of
 from sqla_watch.findings import Finding, FindingRaised
 from sqla_watch.flows import current_flow
@@ -51,6 +52,8 @@ _MANY_THINGS = frozenset({"run", "test", "websocket"})
 
 MOST_FINDINGS = 1_000
 """Findings of scopes inside of it that a scope keeps; they have been reported before, by their own scope."""
+
+_NO_KEYS: frozenset[tuple[str, ...]] = frozenset()
 
 current: ContextVar[Scope | None] = ContextVar("sqla_watch_scope", default=None)
 """The innermost scope; read for each statement (10 ns)."""
@@ -104,14 +107,14 @@ class Scope:
         self.finished = 0
         self.span: Any = None
         """Where telemetry is on: the span that it was opened in, or that its first statement was sent in."""
-        self.told: set[tuple[str, ...]] = set()
+        self.told = _NO_KEYS
         """Keys of the findings that are events of that span already."""
         self.own_findings: list[Finding] = []
         """What was found in it once it is closed, without what scopes inside of it have told already."""
         self._findings: list[Finding] = []
-        self._raised: set[tuple[str, ...]] = set()
+        self._raised = _NO_KEYS
         self._record: Totals | None = None
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._token: Token[Scope | None] | None = None
 
     @property
@@ -156,8 +159,6 @@ class Scope:
         """What was found, worst first; of an open scope, what would be found if it closed now."""
         if self.closed:
             return list(self._findings)
-        from sqla_watch.detectors import judge, worst_first
-
         return worst_first([*self._findings, *judge(self.record, self.settings)])
 
     @property
@@ -239,8 +240,6 @@ class Scope:
 
     def judge_now(self) -> list[Finding]:
         """Return what would be found if it closed now, without what scopes inside of it have told."""
-        from sqla_watch.detectors import judge
-
         record = self.record
         if self.budget is None:
             return judge(record, self.settings)
@@ -257,15 +256,14 @@ class Scope:
 
         Called after each statement where a rule has that action.
         """
-        from sqla_watch.detectors import judge
-
         new = [
             finding
             for finding in judge(self.record, self.settings, only=self.watched_raises)
             if finding.key not in self._raised
         ]
         if new:
-            self._raised.update(finding.key for finding in new)
+            with self._lock:
+                self._raised |= {finding.key for finding in new}
             raise FindingRaised(new)
 
     def close(self) -> list[Finding]:
@@ -282,8 +280,6 @@ class Scope:
             self.closed = True
             self.own_findings = found
             if self._findings:
-                from sqla_watch.detectors import worst_first
-
                 self._findings = worst_first([*self._findings, *found])
             else:
                 self._findings = found
@@ -313,8 +309,6 @@ class Scope:
         return True
 
     def _judge(self) -> list[Finding]:
-        from sqla_watch.detectors import judge
-
         record = self.record
         if self.budget is not None:
             record.spend(self.name, self.budget)
@@ -556,7 +550,7 @@ def close_scope(closing: Scope, error: BaseException | None = None, *, quiet: bo
             if current.get() is closing:
                 current.set(closing.parent)
     findings = closing.close()
-    if findings:
+    if findings and closing._raised:
         findings = [finding for finding in findings if finding.key not in closing._raised]
     raised = deliver(closing, findings, may_raise=error is None and not quiet)
     if raised:

@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from sqla_watch.findings import SqlaWatchError
 from sqla_watch.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from sqla_watch.detectors import Rule
 
 __all__ = ["Action", "Profile", "RuleSettings", "Settings", "SettingsError"]
 
@@ -72,6 +75,17 @@ class RuleSettings:
 RuleValue: TypeAlias = "str | Mapping[str, str | Number]"
 
 
+class Planned(NamedTuple):
+    """A rule that is on."""
+
+    place: int
+    """Its number in the order in which they are run: each behind those that it gives way to."""
+    least: float
+    """From how much on of what it reads it may find anything, as its thresholds say."""
+    rule: Rule
+    settings: RuleSettings
+
+
 class _Floors(dict[str, float]):
     def __missing__(self, reads: str) -> float:
         return float("inf")
@@ -112,12 +126,14 @@ class Settings:
     _rules: Mapping[str, RuleSettings] = field(default_factory=dict, init=False, repr=False, compare=False)
     active: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """Ids of the rules that are on, each behind those that it gives way to."""
-    plan: tuple[tuple[str, float, str, RuleSettings], ...] = field(default=(), init=False, repr=False, compare=False)
-    """The same with what each reads, and from how much of it on it may find anything."""
+    plan: Mapping[str, list[Planned]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The same rules by what they read."""
     floors: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     """From how much on any of them may find anything, by what they read; infinity for what none reads."""
     raises: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     """Ids of the rules whose action is `raise`."""
+    timeline_room: int = field(default=0, init=False, repr=False, compare=False)
+    """How many statements, waits and transactions a scope keeps one by one."""
 
     def __post_init__(self) -> None:
         source = "Settings"
@@ -128,7 +144,10 @@ class Settings:
         if not isinstance(self.implicit_scopes, bool):
             raise _wrong_type(source, "implicit_scopes", self.implicit_scopes, "true or false")
         object.__setattr__(self, "watchdog_seconds", _watchdog_seconds(source, self.watchdog_seconds))
-        _check_timeline(source, self.timeline)
+        room = _check_timeline(source, self.timeline)
+        if room is None:
+            room = TIMELINE if profile == Profile.DEVELOPMENT else 0
+        object.__setattr__(self, "timeline_room", room)
         object.__setattr__(self, "telemetry", _telemetry(source, self.telemetry))
         if not isinstance(self.rules, Mapping):
             raise _wrong_type(source, "rules", self.rules, "a mapping of rule ids")
@@ -136,18 +155,11 @@ class Settings:
         object.__setattr__(self, "_rules", rules)
         on = tuple(rule for rule in _in_order() if rules[rule].action is not Action.IGNORE)
         object.__setattr__(self, "active", on)
-        plan = tuple(_planned(rule, rules[rule]) for rule in on)
+        plan = _planned(on, rules)
         object.__setattr__(self, "plan", plan)
-        floors = {reads: max(1, min(least for each, least, *_ in plan if each == reads)) for reads, *_ in plan}
+        floors = {reads: min(planned.least for planned in those) for reads, those in plan.items()}
         object.__setattr__(self, "floors", _Floors(floors))
         object.__setattr__(self, "raises", frozenset(rule for rule in on if rules[rule].action is Action.RAISE))
-
-    @property
-    def timeline_room(self) -> int:
-        """How many statements, waits and transactions a scope keeps one by one."""
-        if self.timeline is not None:
-            return self.timeline
-        return TIMELINE if self.profile == Profile.DEVELOPMENT else 0
 
     def rule(self, rule: str) -> RuleSettings:
         """Return the action and thresholds of a rule.
@@ -260,13 +272,16 @@ def _resolve(source: str, profile: Profile, given: Mapping[str, RuleValue]) -> d
     return resolved
 
 
-def _planned(rule: str, settings: RuleSettings) -> tuple[str, float, str, RuleSettings]:
-    """Return what a rule reads, and from how much of it on it may find anything, as its thresholds say."""
+def _planned(on: Iterable[str], rules: Mapping[str, RuleSettings]) -> dict[str, list[Planned]]:
+    """Return the rules that are on by what they read, with from how much of it on each may find anything."""
     from sqla_watch.detectors import RULES
 
-    floor = RULES[rule].floor
-    least = min((settings.thresholds[name] * (1e9 if name.endswith("_seconds") else 1) for name in floor), default=1)
-    return RULES[rule].reads, max(least, 1), rule, settings
+    plan: dict[str, list[Planned]] = {}
+    for place, rule in enumerate(on):
+        detector, settings = RULES[rule], rules[rule]
+        floors = (settings[name] * (1e9 if name.endswith("_seconds") else 1) for name in detector.floor)
+        plan.setdefault(detector.reads, []).append(Planned(place, max(1, min(floors, default=1)), detector, settings))
+    return plan
 
 
 def _in_order() -> list[str]:

@@ -6,7 +6,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import ClassVar, NamedTuple, Protocol
 
 from sqla_watch.callsite import location_of as where
@@ -122,9 +121,9 @@ class Context:
 
     __slots__ = ("claimed", "settings")
 
-    def __init__(self, settings: RuleSettings) -> None:
+    def __init__(self, settings: RuleSettings, claimed: set[object]) -> None:
         self.settings = settings
-        self.claimed: set[object] = set()
+        self.claimed = claimed
         """Facts (groups, repeats, transactions) that a finding is about already."""
 
     def __getitem__(self, name: str) -> Number:
@@ -172,40 +171,42 @@ def judge(facts: Facts, settings: Settings, only: Collection[str] | None = None)
     Returns:
         The findings that nobody ignores, worst first.
     """
-    from sqla_watch.detectors import RULES
-
+    plan, floors = settings.plan, settings.floors
+    # Most scopes have enough of one or two things, which few of the rules read.
+    due = [
+        planned
+        for reads, size in facts.sizes.items()
+        if size >= floors[reads]
+        for planned in plan[reads]
+        if size >= planned.least and (only is None or planned.rule.id in only)
+    ]
     findings: list[Finding] = []
-    sizes = facts.sizes
-    if not sizes:
-        return findings
-    context: Context | None = None
-    for reads, least, rule, rule_settings in settings.plan:
-        if reads not in sizes or sizes[reads] < least or (only is not None and rule not in only):
-            continue
-        if context is None:
-            context = Context(rule_settings)
-        context.settings = rule_settings
+    claimed: set[object] = set()
+    for _, _, rule, rule_settings in sorted(due):
         try:
-            for found in RULES[rule].find(facts, context):
-                context.claimed.update(found.about)
+            for found in rule.find(facts, Context(rule_settings, claimed)):
+                claimed.update(found.about)
                 if not is_ignored(found.finding, found.ignores):
                     findings.append(_with_times(found))
         except Exception:
             # A rule which fails must not take the others, or the application, with it.
-            logger.exception("sqla_watch: rule %s failed; please report this", rule)
-    return worst_first(findings) if findings else findings
+            logger.exception("sqla_watch: rule %s failed; please report this", rule.id)
+    return worst_first(findings) if len(findings) > 1 else findings
 
 
 def _with_times(found: Found) -> Finding:
     """Return a finding with the time that the facts cover which it is about."""
+    finding = found.finding
     started = [moment for fact in found.about if (moment := getattr(fact, "started", 0))]
-    if not started:
-        return found.finding
-    finished = [
-        getattr(fact, "finished", 0) or getattr(fact, "started", 0) + getattr(fact, "nanoseconds", 0)
-        for fact in found.about
-    ]
-    return replace(found.finding, started=min(started), finished=max(finished))
+    if started:
+        finished = [
+            getattr(fact, "finished", 0) or getattr(fact, "started", 0) + getattr(fact, "nanoseconds", 0)
+            for fact in found.about
+        ]
+        # The rule has just made it and nobody else has seen it: another one like it would cost as much as all of this.
+        object.__setattr__(finding, "started", min(started))
+        object.__setattr__(finding, "finished", max(finished))
+    return finding
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

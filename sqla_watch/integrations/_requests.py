@@ -40,8 +40,6 @@ _LONG_WORD = 16
 _ROUTE = re.compile(r"[A-Z?-]+ /")
 """How the name of a request begins."""
 _MOST_WORDS = 1_000
-_words: set[str] = set()
-"""Words of paths that were seen before; what may be a secret is not among them."""
 _randomly = random.Random()
 """Our own: the application's generator gives the application the same numbers as without us."""
 
@@ -53,24 +51,28 @@ def path_pattern(path: str) -> str:
     '/orders/{number}/items/{uuid}'
     """
     segments = path.split("/", _MOST_SEGMENTS)
-    shown = [_segment(segment) for segment in segments[:_MOST_SEGMENTS]]
+    shown = "/".join(map(_shown, segments[:_MOST_SEGMENTS]))
     if len(segments) > _MOST_SEGMENTS:
-        shown.append("…")
-    return "/".join(shown)[:_LONGEST_NAME] or "/"
+        shown += "/…"
+    return shown[:_LONGEST_NAME] or "/"
 
 
-def _segment(segment: str) -> str:
-    if segment in _words:
+class _Shown(dict[str, str]):
+    """How a segment of a path is shown. Words that were seen before are kept; what may be a secret is not."""
+
+    def __missing__(self, segment: str) -> str:
+        if _NUMBER.match(segment):
+            return "{number}"
+        if _UUID.match(segment):
+            return "{uuid}"
+        if segment and not _is_word(segment):
+            return "{token}"
+        if len(self) < _MOST_WORDS:
+            self[segment] = segment
         return segment
-    if _NUMBER.match(segment):
-        return "{number}"
-    if _UUID.match(segment):
-        return "{uuid}"
-    if segment and not _is_word(segment):
-        return "{token}"
-    if len(_words) < _MOST_WORDS:
-        _words.add(segment)
-    return segment
+
+
+_shown = _Shown().__getitem__
 
 
 def _is_word(segment: str) -> bool:
@@ -127,12 +129,17 @@ class Requests:
         if panel_token is not None and not panel:
             raise SettingsError(f"{source}: panel_token is given, but panel is not")
         self.panel = _panel(source, panel, panel_token)
+        self._timeline = None if self.panel is None else TIMELINE
 
     def begin(self, method: str, path: str, kind: str = "request") -> Request:
-        """Open the scope of a request in the running context."""
+        """Open the scope of a request in the running context, if it is in the sample."""
         request = Request(self, method, path, kind)
+        rate = self.sample_rate
         try:
-            request.open()
+            if rate >= 1 or _randomly.random() < rate:
+                request.scope = open_scope("request", kind, self.settings, timeline=self._timeline)
+            else:
+                request.unsampled = current.set(UNSAMPLED), time.perf_counter_ns()
         except Exception:  # the application is served all the same
             logger.exception("sqla_watch: the scope of a request could not be opened; please report this")
         return request
@@ -155,7 +162,7 @@ def _panel(source: str, panel: object, token: str | None) -> Panel | None:
 class Request:
     """One request under watch."""
 
-    __slots__ = ("_requests", "_started", "_token", "kind", "method", "outside", "path", "route", "scope", "status")
+    __slots__ = ("_requests", "kind", "method", "outside", "path", "route", "scope", "status", "unsampled")
 
     def __init__(self, requests: Requests, method: str, path: str, kind: str) -> None:
         self._requests = requests
@@ -170,24 +177,15 @@ class Request:
         """None for a request that is not in the sample."""
         self.outside = current.get()
         """The scope around it."""
-        self._started = time.perf_counter_ns()
-        self._token: Token[Scope | None] | None = None
-
-    def open(self) -> None:
-        """Open its scope in the running context, if it is in the sample."""
-        requests = self._requests
-        rate = requests.sample_rate
-        if rate >= 1 or _randomly.random() < rate:
-            room = TIMELINE if requests.panel is not None else None
-            self.scope = open_scope("request", self.kind, requests.settings, timeline=room)
-        else:
-            self._token = current.set(UNSAMPLED)
+        self.unsampled: tuple[Token[Scope | None], int] | None = None
+        """Of a request that is not in the sample, what takes it out of the context, and when it began."""
 
     @property
     def name(self) -> str:
         """Method and route: `GET /orders/{id}`."""
-        route = self.route if self.route.isprintable() else ""
-        return f"{self.method} {route[:_LONGEST_NAME] or path_pattern(self.path)}"
+        route = self.route
+        shown = route[:_LONGEST_NAME] if route and route.isprintable() else path_pattern(self.path)
+        return f"{self.method} {shown}"
 
     @property
     def server_timing(self) -> str:
@@ -221,13 +219,12 @@ class Request:
             Warning: A filter makes an exception of a warning, and the request itself did not fail.
         """
         scope, self.scope = self.scope, None
-        token, self._token = self._token, None
         sampled = scope is not None
         if not self.status and isinstance(error, Exception):
             self.status = 500
         try:
             if scope is None:
-                scope = None if token is None else self._unsampled(token, error)
+                scope = self._slow_or_failed(error)
                 if scope is None:
                     return
                 quiet = True
@@ -247,20 +244,24 @@ class Request:
         requests = self._requests
         return requests.budgets.get(scope.name, requests.default_budget if self.kind == "request" else None)
 
-    def _unsampled(self, token: Token[Scope | None], error: BaseException | None) -> Scope | None:
+    def _slow_or_failed(self, error: BaseException | None) -> Scope | None:
         """Return a scope without facts for a request that was not in the sample but was slow or failed."""
+        if self.unsampled is None:
+            return None
+        token, started = self.unsampled
+        self.unsampled = None
         try:
             current.reset(token)
         except ValueError:  # ended in another context than it had begun in
             if current.get() is UNSAMPLED:
                 current.set(self.outside)
-        elapsed = time.perf_counter_ns() - self._started
+        elapsed = time.perf_counter_ns() - started
         slow = self.kind == "request" and elapsed >= self._requests.slow_seconds * 1e9  # a websocket is meant to last
         if not slow and error is None and self.status < 500:
             return None
         scope = Scope("request", self.kind, self._requests.settings or registry.active_settings(), timeline=0)
-        scope.started_at -= (scope.started - self._started) / 1e9
-        scope.started = self._started
+        scope.started_at -= (scope.started - started) / 1e9
+        scope.started = started
         return scope
 
     def _show(self, scope: Scope, error: BaseException | None, *, sampled: bool) -> None:

@@ -148,14 +148,15 @@ def _route(scope: _Scope, root: str) -> str:
         route = scope.get("route")  # Starlette, FastAPI
         if route is None:
             return ""
-        context = (scope.get("fastapi") or {}).get("effective_route_context")
-        if getattr(context, "original_route", None) is route:  # with the prefixes of the routers that it is in
-            route = context
+        if "fastapi" in scope:
+            context = (scope["fastapi"] or {}).get("effective_route_context")
+            if getattr(context, "original_route", None) is route:  # with the prefixes of the routers that it is in
+                route = context
         path = getattr(route, "path_format", None) or getattr(route, "path", None)
         if not isinstance(path, str):
             return ""
         mounted = str(scope.get("root_path") or "")  # by now with the mounts that the route is below
-        return path_pattern(mounted[len(root) :]) + path if mounted.startswith(root) and mounted != root else path
+        return path_pattern(mounted[len(root) :]) + path if mounted != root and mounted.startswith(root) else path
     except Exception:
         logger.exception("sqla_watch: the route of a request could not be read; please report this")
         return ""

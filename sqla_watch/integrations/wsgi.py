@@ -23,6 +23,9 @@ _Environ: TypeAlias = dict[str, Any]
 _StartResponse: TypeAlias = Callable[..., Any]
 _Application: TypeAlias = Callable[[Any, Any], Iterable[bytes]]
 
+_ROUTES = (("werkzeug.request", ("url_rule", "rule")), ("bottle.route", ("rule",)))  # Flask; Bottle
+"""Where frameworks put the route they have chosen, and the way from there to its template."""
+
 
 class SqlaWatchMiddleware:
     """Opens a scope for each request, from its first byte to its last.
@@ -178,7 +181,8 @@ class _SizedBody(_Body):
 
 def _text(value: object) -> str:
     """Return a value of the environ as text: WSGI has UTF-8 as Latin-1 there."""
-    return str(value).encode("latin-1", "replace").decode("utf-8", "replace")
+    text = str(value)
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _is_file(body: object, environ: _Environ) -> bool:
@@ -190,8 +194,10 @@ def _is_file(body: object, environ: _Environ) -> bool:
 def _route(environ: _Environ, root: object) -> str:
     """Return the template of the route that the framework has chosen, empty if it does not tell."""
     try:
-        for key, names in (("werkzeug.request", ("url_rule", "rule")), ("bottle.route", ("rule",))):  # Flask; Bottle
-            found = environ.get(key)
+        for key, names in _ROUTES:
+            if key not in environ:
+                continue
+            found = environ[key]
             for name in names:
                 found = getattr(found, name, None)
             if isinstance(found, str):

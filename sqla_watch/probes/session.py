@@ -246,7 +246,7 @@ def _leave_async(door: Door, original: Any) -> Any:
 
 def _before_close(session: Any, frame: FrameType) -> None:
     """Look at what a session still holds before it lets go of it."""
-    objects = len(session.identity_map)
+    objects = len(known := session.identity_map)
     if objects >= MANY_OBJECTS:
         _tell(SessionUse(SessionEvent.HELD, call_site(frame), active.get(), objects), session)
     checkout = _checkout_of(session)
@@ -255,7 +255,7 @@ def _before_close(session: Any, frame: FrameType) -> None:
         opened.add_up()
     # In autocommit nothing is lost, and what goes into a temporary table is meant to go.
     written = 0 if opened is None or opened.serial < 0 or opened.temporary else opened.writes
-    modified = session.identity_map._modified
+    modified = known._modified
     if not (session._new or session._deleted or modified or written):
         return
     # What an exception, a framework's cleaning up, or the holder of an outer transaction throws away is meant to go.
@@ -293,6 +293,8 @@ def _closed_by_user(frame: FrameType | None) -> bool:
 def _checkout_of(session: Any) -> Checkout | None:
     """Return the checkout of a session's connection, if it has one out."""
     transaction = session.get_transaction()
+    if transaction is None:
+        return None
     for each in getattr(transaction, "_connections", ()):
         fairy = getattr(each, "_dbapi_connection", None)
         record = getattr(fairy, "_connection_record", None)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 from sqla_watch import registry
 from sqla_watch.findings import Finding
+from sqla_watch.reporters.logging import report as write
+from sqla_watch.reporters.warnings import report as warn
 from sqla_watch.settings import Action
 
 if TYPE_CHECKING:
     from sqla_watch.scopes import Scope
 
-logger = logging.getLogger("sqla_watch")
+logger = getLogger("sqla_watch")
 
 
 def deliver(scope: Scope, findings: list[Finding], *, may_raise: bool) -> list[Finding]:
@@ -34,9 +36,6 @@ def deliver(scope: Scope, findings: list[Finding], *, may_raise: bool) -> list[F
             logger.exception("sqla_watch: a reporter failed")
     if not findings:
         return []
-    from sqla_watch.reporters.logging import report as write
-    from sqla_watch.reporters.warnings import report as warn
-
     raised = []
     errors: list[Warning] = []
     for finding in findings:

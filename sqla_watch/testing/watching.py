@@ -472,7 +472,7 @@ def _hand_to_test(door: Door, original: Any) -> Any:
                 test.hand_over(findings)
         if tests and scope is not tests[0] and any(scope.settings is test.judged_by for test in tests):
             # The test tells them: they are not reported a second time, as a warning or in the log.
-            scope._raised.update(finding.key for finding in findings if finding.rule not in _explicit())
+            scope._raised |= {finding.key for finding in findings if finding.rule not in _explicit()}
         return findings
 
     return close

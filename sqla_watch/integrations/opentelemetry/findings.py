@@ -46,7 +46,7 @@ def tell_request(scope: Scope, findings: Iterable[Finding]) -> None:
         return
     for finding in findings:
         if finding.key not in scope.told:
-            scope.told.add(finding.key)
+            scope.told |= {finding.key}
             request.add_event(name_of(finding), attributes_of(finding, scope.name))
 
 
