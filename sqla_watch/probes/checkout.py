@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
@@ -36,7 +36,7 @@ from sqla_watch.facts import (
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running
+from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, current_scope
@@ -108,9 +108,9 @@ class Checkout:
         """When the connection was got; and since when no transaction has been open."""
         self.taken_at = site
         """The line that asked for it."""
-        self.codes: tuple[CodeType, ...] = ()
-        """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
-        nobody can tell."""
+        self.codes: Sequence[CodeType] = ()
+        """The functions of that line and of those that had called it: while one of the user's runs, it may be in use.
+        Without any nobody can tell."""
         self.depth = 1
         self.owner = Owner.here()
         self.outer: Checkout | None = None
@@ -243,7 +243,7 @@ class Checkout:
                 return False
             if self.outlived_by_owner:
                 return True
-        return not is_running(self.codes, stack)
+        return not is_running(user_codes(self.codes), stack)
 
     def _driver_works(self) -> bool:
         """Whether the driver says that a command is running, as COPY past SQLAlchemy (psycopg, psycopg2)."""

@@ -25,7 +25,7 @@ from sqla_watch.ignores import active
 from sqla_watch.probes.checkout import Checkout, holding, out, prepared, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, user_codes
+from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, near_codes
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import UNSAMPLED, Scope, current, current_scope
 from sqla_watch.telemetry import PoolTelemetry
@@ -356,7 +356,7 @@ def _taken(request: _Request, record: Any) -> None:
     if not sampled:  # others are told who has the connection, and that is all
         return
     if frame is not None:
-        checkout.codes = user_codes(frame)
+        checkout.codes = near_codes(frame)
     limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
     if wait < SHORTEST_WAIT or not limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
