@@ -56,8 +56,8 @@ _MOST_SPANS = 8
 
 next_checkout: Callable[[], int] = count(1).__next__
 
-out: dict[int, tuple[ref[Any], ref[Any]]] = {}
-"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
+out: set[ref[Any]] = set()
+"""The connection records that are checked out; nothing is kept alive by it."""
 
 holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=None)
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
@@ -70,13 +70,15 @@ class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "__dict__", "activities", "codes", "connecting", "depth", "ending", "idle", "idle_started", "implicit",
+        "__dict__", "activities", "codes", "connecting", "ending", "idle", "idle_started", "implicit",
         "in_transactions", "kept", "limited", "open", "outer", "owner", "pinging", "pool", "quiet_since", "record",
         "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait",
         "waits_before", "worked",
     )  # fmt: skip
 
     # What few have stays on the class: one of these is made whenever a connection is got.
+    depth: int = 1
+    """How many have it: more than one where the pool gives one connection to several."""
     failed: bool = False
     """Whether an exception was on its way when the connection was returned."""
     looked: int = 0
@@ -92,26 +94,30 @@ class Checkout:
 
     def __init__(
         self,
-        requested: int,
-        implicit: bool,
         record: ref[Any],
-        pool: Any = None,
+        pool: ref[Any] | None,
+        requested: int,
+        taken: int,
+        implicit: bool,
         site: CallSite | None = None,
+        codes: Sequence[CodeType] = (),
         unit: Scope | None = None,
+        limited: bool = True,
+        waits_before: int = 0,
+        connecting: int = 0,
     ) -> None:
         self.serial = next_checkout()
         self.record = record
         self.pool = pool
         """Weak references to the pool's connection record, and the pool."""
         self.requested = requested
-        self.taken = self.quiet_since = clock()
+        self.taken = self.quiet_since = taken
         """When the connection was got; and since when no transaction has been open."""
         self.taken_at = site
         """The line that asked for it."""
-        self.codes: Sequence[CodeType] = ()
+        self.codes = codes
         """The functions of that line and of those that had called it: while one of the user's runs, it may be in use.
         Without any nobody can tell."""
-        self.depth = 1
         self.owner = Owner.here()
         self.outer: Checkout | None = None
         """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
@@ -127,13 +133,17 @@ class Checkout:
         """The transaction whose COMMIT or ROLLBACK is running."""
         self.wait: Wait | None = None
         """The wait before it, until a scope has it."""
-        self.worked = self.in_transactions = self.connecting = self.pinging = self.waits_before = 0
+        self.waits_before = waits_before
+        self.connecting = connecting
+        self.worked = self.in_transactions = self.pinging = 0
         """Nanoseconds in statements, in transactions, of opening and of pinging it; and the requests that had had to
         wait for a connection of its pool, before it was taken."""
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
-        self.open = self.limited = True
-        """Whether it is out; and whether its pool has a limit: what is held of another one is taken from nobody."""
+        self.open = True
+        """Whether it is out."""
+        self.limited = limited
+        """Whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
         """Whether it is kept for what a session of PostgreSQL has, as LISTEN."""
         self.telemetry: ConnectionTelemetry | None = None
@@ -431,6 +441,20 @@ def prepared(nanoseconds: int, *, opened: bool) -> None:
         checkout.prepared(nanoseconds, opened=opened)
 
 
+def all_out() -> list[tuple[Any, Checkout]]:
+    """Return the connection records that are out, each with its checkout. Any thread may ask."""
+    found = []
+    for record_ref in list(out):
+        record = record_ref()
+        if record is None:
+            out.discard(record_ref)
+            continue
+        checkout = record.__dict__.get(RECORD_KEY)
+        if checkout is not None:  # it is not being returned at this moment
+            found.append((record, checkout))
+    return found
+
+
 def checkout_of(record: Any) -> Checkout | None:
     """Return the checkout of a pool's connection record; makes one for a connection that was out before."""
     if record is None:
@@ -438,13 +462,10 @@ def checkout_of(record: Any) -> Checkout | None:
     found: Checkout | None = record.__dict__.get(RECORD_KEY)
     if found is None and getattr(record, "fairy_ref", None) is not None:
         pool = getattr(record, "_ConnectionRecord__pool", None)
-        found = Checkout(
-            clock(),
-            any(watch.settings.implicit_scopes for watch in registry.watches[-1:]),
-            ref(record),
-            None if pool is None else ref(pool),
-        )
+        now = clock()
+        implicit = any(watch.settings.implicit_scopes for watch in registry.watches[-1:])
+        found = Checkout(ref(record), None if pool is None else ref(pool), now, now, implicit)
         record.__dict__[RECORD_KEY] = found
         if pool is not None:
-            out[id(record)] = found.record, ref(pool)
+            out.add(found.record)
     return found
