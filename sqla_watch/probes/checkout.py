@@ -70,15 +70,17 @@ class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "__dict__", "activities", "codes", "connecting", "ending", "idle", "idle_started", "implicit",
+        "__dict__", "activities", "codes", "connecting", "idle", "idle_started", "implicit",
         "in_transactions", "kept", "limited", "open", "outer", "owner", "pinging", "pool", "quiet_since", "record",
-        "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait",
+        "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit",
         "waits_before", "worked",
     )  # fmt: skip
 
     # What few have stays on the class: one of these is made whenever a connection is got.
     depth: int = 1
     """How many have it: more than one where the pool gives one connection to several."""
+    ending: OpenTransaction | None = None
+    """The transaction whose COMMIT or ROLLBACK is running."""
     failed: bool = False
     """Whether an exception was on its way when the connection was returned."""
     looked: int = 0
@@ -89,6 +91,8 @@ class Checkout:
     """Whether it was the thread or task of the unit of work itself that had taken it."""
     outlived_scope: Scope | None = None
     """The unit of work that has ended without returning it, and when, until that is told."""
+    wait: Wait | None = None
+    """The wait before it, where it was taken in no scope, until one has it."""
     waiting: int = 0
     """Requests of its owner, or of tasks that this has started, which wait for another connection."""
 
@@ -105,6 +109,7 @@ class Checkout:
         limited: bool = True,
         waits_before: int = 0,
         connecting: int = 0,
+        telemetry: ConnectionTelemetry | None = None,
     ) -> None:
         self.serial = next_checkout()
         self.record = record
@@ -129,10 +134,6 @@ class Checkout:
         self.unit = unit
         """The unit of work in which it was taken."""
         self.transaction: OpenTransaction | None = None
-        self.ending: OpenTransaction | None = None
-        """The transaction whose COMMIT or ROLLBACK is running."""
-        self.wait: Wait | None = None
-        """The wait before it, until a scope has it."""
         self.waits_before = waits_before
         self.connecting = connecting
         self.worked = self.in_transactions = self.pinging = 0
@@ -146,7 +147,7 @@ class Checkout:
         """Whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
         """Whether it is kept for what a session of PostgreSQL has, as LISTEN."""
-        self.telemetry: ConnectionTelemetry | None = None
+        self.telemetry = telemetry
         """Who tells OpenTelemetry of it."""
         self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
@@ -358,7 +359,7 @@ class Checkout:
 
     def returned(self, waits: int = 0) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
-        if sys.exc_info()[0] is not None:
+        if sys.exception() is not None:
             self.failed = True
         if self.transaction is not None:
             self.end_transaction(self.transaction, "rollback", clock())
@@ -373,19 +374,19 @@ class Checkout:
         if holding.get() is self:
             holding.set(self.outer)
         self.outer = None
-        if self.wait is not None and self.scope is None and self.wait.nanoseconds:
-            self.find_scope()
-        scope, taken_in = self.scope, self.taken_in
-        self.scope = self.taken_in = None
+        taken_in, self.taken_in = self.taken_in, None
         if taken_in is None:
-            taken_in = scope
+            if self.wait is not None and self.scope is None and self.wait.nanoseconds:
+                self.find_scope()
+            taken_in = self.scope
         unit = self.unit
         if unit is not None:
             unit.checkouts.discard(self)
             self.unit = None
         if taken_in is not None and not taken_in.closed:
             taken_in.pending.append(self.told(finished, waits, returned=True))
-        if scope is not None:
+        if self.scope is not None:
+            scope, self.scope = self.scope, None
             location = location_of(scope.first_line)
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"

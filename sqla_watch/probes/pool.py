@@ -228,13 +228,13 @@ def listen(dialect: Any, pool: Any, telemetry: PoolTelemetry | None) -> None:
 
 
 def _state_of(pool: Any) -> PoolWaits:
-    own = pool.__dict__
-    if _STATE in own:
-        return own[_STATE]  # type: ignore[no-any-return]
-    state = PoolWaits(pool)  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
-    if _listening:
-        state.telemetry = _listening.get(getattr(pool, "_dialect", None))
-    return own.setdefault(_STATE, state)  # type: ignore[no-any-return]
+    try:
+        return pool.__dict__[_STATE]  # type: ignore[no-any-return]
+    except KeyError:  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
+        state = PoolWaits(pool)
+        if _listening:
+            state.telemetry = _listening.get(getattr(pool, "_dialect", None))
+        return pool.__dict__.setdefault(_STATE, state)  # type: ignore[no-any-return]
 
 
 def waits_of(pool: Any) -> PoolWaits:
@@ -335,6 +335,7 @@ def _taken(pool: Any, state: PoolWaits, started: int, waited: _Waiting | None, r
     sampled = scope is not None or current.get() is not UNSAMPLED
     unit = None if scope is None else scope.unit
     frame = locate(sys._getframe(3))
+    telemetry = state.telemetry
     checkout = own[RECORD_KEY] = Checkout(
         ref(record),
         state.pool,
@@ -347,15 +348,14 @@ def _taken(pool: Any, state: PoolWaits, started: int, waited: _Waiting | None, r
         state.limited,
         state.begun,
         connecting,
+        None if telemetry is None else telemetry.taken(started, wait),
     )
     out.add(checkout.record)
-    if state.telemetry is not None:
-        checkout.telemetry = state.telemetry.taken(started, wait)
     if not sampled:  # others are told who has the connection, and that is all
         return
     if wait < SHORTEST_WAIT or not state.limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif (waited is None or not waited.begun) and not _is_exhausted(pool, len(state.asking)):
+    elif waited is None and not _is_exhausted(pool, len(state.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:
