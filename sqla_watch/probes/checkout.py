@@ -135,10 +135,10 @@ class Checkout:
         """The unit of work in which it was taken."""
         self.transaction: OpenTransaction | None = None
         self.waits_before = waits_before
+        """Waits for a connection of its pool that had begun before it was taken."""
         self.connecting = connecting
         self.worked = self.in_transactions = self.pinging = 0
-        """Nanoseconds in statements, in transactions, of opening and of pinging it; and the requests that had had to
-        wait for a connection of its pool, before it was taken."""
+        """Nanoseconds in statements, in transactions, of opening and of pinging it."""
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
         self.open = True
@@ -151,6 +151,10 @@ class Checkout:
         """Who tells OpenTelemetry of it."""
         self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
+
+    def is_of(self, pool: Any) -> bool:
+        """Whether it is a connection of this pool."""
+        return self.pool is not None and self.pool() is pool
 
     def prepared(self, nanoseconds: int, *, opened: bool) -> None:
         """The pool has pinged it, or opened it again, before it handed it out: only now it is in use."""

@@ -62,7 +62,7 @@ def unwatch_pool(pool: Any) -> None:
             pool.__class__ = base
             del pool.__dict__[_STATE]
         for record, checkout in all_out():
-            if checkout.pool is not None and checkout.pool() is pool:
+            if checkout.is_of(pool):
                 out.discard(checkout.record)
                 if record.__dict__.pop(RECORD_KEY, None) is not None:
                     checkout.returned()
@@ -299,9 +299,7 @@ def holders_of(pool: Any, frames: Frames | None = None) -> tuple[Holder, ...]:
         def frames() -> dict[int, FrameType]:
             return now
 
-    found = [
-        checkout.holder(frames) for _, checkout in all_out() if checkout.pool is not None and checkout.pool() is pool
-    ]
+    found = [checkout.holder(frames) for _, checkout in all_out() if checkout.is_of(pool)]
     return tuple(sorted(found, key=lambda holder: holder.since))
 
 
@@ -332,8 +330,10 @@ def _taken(pool: Any, state: PoolWaits, started: int, waited: _Waiting | None, r
         return
     wait = taken - started - connecting
     scope = current_scope()
-    sampled = scope is not None or current.get() is not UNSAMPLED
-    unit = None if scope is None else scope.unit
+    if scope is None:
+        sampled, unit = current.get() is not UNSAMPLED, None
+    else:
+        sampled, unit = True, scope.unit
     frame = locate(sys._getframe(3))
     telemetry = state.telemetry
     checkout = own[RECORD_KEY] = Checkout(
@@ -408,13 +408,7 @@ def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout |
     What a test has open while it calls the application is nobody's in production.
     """
     while outer is not None:
-        if (
-            outer.open
-            and outer.unit is unit
-            and not outer.outlived_at
-            and outer.pool is not None
-            and outer.pool() is pool
-        ):
+        if outer.open and outer.unit is unit and not outer.outlived_at and outer.is_of(pool):
             return outer
         outer = outer.outer
     return None
@@ -483,9 +477,7 @@ def _wait(
 
 def _is_shared(pool: Any, owner: Owner) -> bool:
     """Whether another thread or task has a connection of a pool, too."""
-    return any(
-        other.owner.number != owner.number for _, other in all_out() if other.pool is not None and other.pool() is pool
-    )
+    return any(other.is_of(pool) and other.owner.number != owner.number for _, other in all_out())
 
 
 def _begin_anew() -> None:
