@@ -786,7 +786,7 @@ class _Run:
             if waiting:
                 left.append(f"{waiting} waiting for {pool}")
         if pool_probe.out:
-            left.append(f"{len(pool_probe.out)} records out: {list(pool_probe.out.values())}")
+            left.append(f"{len(pool_probe.out)} records out: {list(pool_probe.out)}")
         still = _open_checkouts()
         if still:
             left.append(f"{len(still)} open checkouts, one of {still[0].taken_at}")

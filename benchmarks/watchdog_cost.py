@@ -26,8 +26,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import sqla_watch
 from sqla_watch import Settings
 from sqla_watch.demo.server import EmbeddedServer
-from sqla_watch.probes import pool as pool_probe
-from sqla_watch.probes.checkout import Checkout
+from sqla_watch.probes.checkout import Checkout, all_out
 from sqla_watch.probes.internals import RECORD_KEY
 from sqla_watch.probes.watchdog import watchdog
 
@@ -94,8 +93,7 @@ def watchdog_clock() -> Callable[[], int]:
 
 def open_checkouts() -> list[Checkout]:
     """Return what is known of all connections that are out."""
-    records = [record() for record, _ in list(pool_probe.out.values())]
-    return [vars(record)[RECORD_KEY] for record in records if record is not None]
+    return [checkout for _, checkout in all_out()]
 
 
 class _Looks:

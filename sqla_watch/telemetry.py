@@ -155,7 +155,9 @@ class AwaitingProvider:
 
     def taken(self, started: int, nanoseconds: int) -> ConnectionTelemetry | None:
         """A connection was got."""
-        telemetry = self._begin() if provider_is_set() else None
+        if not provider_is_set():
+            return None
+        telemetry = self._begin()
         return None if telemetry is None else telemetry.taken(started, nanoseconds)
 
     def in_vain(self, started: int, nanoseconds: int, *, timed_out: bool) -> None:

@@ -31,7 +31,7 @@ from sqla_watch.activities import (
 )
 from sqla_watch.callsite import location_of
 from sqla_watch.facts import Activity, CallSite, Holder, HolderState
-from sqla_watch.probes.owner import Owner, user_codes
+from sqla_watch.probes.owner import Owner, near_codes, user_codes
 from tests.support import in_event_loop, line_of
 
 
@@ -461,5 +461,5 @@ def test_no_frame_is_kept() -> None:
 def test_functions_of_files_that_were_never_seen_before_have_the_connection_in_hands_too(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile("def outer(call):\n    return call()", str(tmp_path / "never_seen.py"), "exec"), names)
-    codes = names["outer"](lambda: user_codes(sys._getframe()))
+    codes = names["outer"](lambda: user_codes(near_codes(sys._getframe())))
     assert names["outer"].__code__ in codes

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, StaticPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -258,6 +258,20 @@ def test_a_pool_probe_that_fails_does_the_same(
     with caplog.at_level(logging.ERROR, "sqla_watch"):
         for _ in range(3):
             count(engine)
+    assert [record.message for record in caplog.records] == [
+        "sqla_watch: the probe of the pool failed and is switched off; please report this"
+    ]
+
+
+@pytest.mark.faults
+def test_so_does_one_of_a_pool_that_gives_one_connection_to_several(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    sqla_watch.install(engine)
+    monkeypatch.setattr("sqla_watch.probes.pool.Checkout", lambda *arguments: 1 / 0)
+    with caplog.at_level(logging.ERROR, "sqla_watch"), engine.connect(), engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
     assert [record.message for record in caplog.records] == [
         "sqla_watch: the probe of the pool failed and is switched off; please report this"
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import count
 from time import perf_counter_ns as clock
@@ -36,7 +36,7 @@ from sqla_watch.facts import (
 )
 from sqla_watch.ignores import active as active_ignores
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running
+from sqla_watch.probes.owner import Frames, Owner, inner_frames, is_running, user_codes
 from sqla_watch.probes.transaction import OpenTransaction
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, close_scope, current, current_scope
@@ -56,8 +56,8 @@ _MOST_SPANS = 8
 
 next_checkout: Callable[[], int] = count(1).__next__
 
-out: dict[int, tuple[ref[Any], ref[Any]]] = {}
-"""The connection records that are checked out, with their pools; nothing is kept alive by it."""
+out: set[ref[Any]] = set()
+"""The connection records that are checked out; nothing is kept alive by it."""
 
 holding: ContextVar[Checkout | None] = ContextVar("sqla_watch_held", default=None)
 """The checkout that this thread or task, or the one that started it, has made last; it may be over."""
@@ -70,13 +70,17 @@ class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "__dict__", "activities", "codes", "connecting", "depth", "ending", "idle", "idle_started", "implicit",
+        "__dict__", "activities", "codes", "connecting", "idle", "idle_started", "implicit",
         "in_transactions", "kept", "limited", "open", "outer", "owner", "pinging", "pool", "quiet_since", "record",
-        "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit", "wait",
+        "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit",
         "waits_before", "worked",
     )  # fmt: skip
 
     # What few have stays on the class: one of these is made whenever a connection is got.
+    depth: int = 1
+    """How many have it: more than one where the pool gives one connection to several."""
+    ending: OpenTransaction | None = None
+    """The transaction whose COMMIT or ROLLBACK is running."""
     failed: bool = False
     """Whether an exception was on its way when the connection was returned."""
     looked: int = 0
@@ -87,31 +91,38 @@ class Checkout:
     """Whether it was the thread or task of the unit of work itself that had taken it."""
     outlived_scope: Scope | None = None
     """The unit of work that has ended without returning it, and when, until that is told."""
+    wait: Wait | None = None
+    """The wait before it, where it was taken in no scope, until one has it."""
     waiting: int = 0
     """Requests of its owner, or of tasks that this has started, which wait for another connection."""
 
     def __init__(
         self,
-        requested: int,
-        implicit: bool,
         record: ref[Any],
-        pool: Any = None,
+        pool: ref[Any] | None,
+        requested: int,
+        taken: int,
+        implicit: bool,
         site: CallSite | None = None,
+        codes: Sequence[CodeType] = (),
         unit: Scope | None = None,
+        limited: bool = True,
+        waits_before: int = 0,
+        connecting: int = 0,
+        telemetry: ConnectionTelemetry | None = None,
     ) -> None:
         self.serial = next_checkout()
         self.record = record
         self.pool = pool
         """Weak references to the pool's connection record, and the pool."""
         self.requested = requested
-        self.taken = self.quiet_since = clock()
+        self.taken = self.quiet_since = taken
         """When the connection was got; and since when no transaction has been open."""
         self.taken_at = site
         """The line that asked for it."""
-        self.codes: tuple[CodeType, ...] = ()
-        """The functions of that line and of those that had called it: while one runs, it may be in use. Without any
-        nobody can tell."""
-        self.depth = 1
+        self.codes = codes
+        """The functions of that line and of those that had called it: while one of the user's runs, it may be in use.
+        Without any nobody can tell."""
         self.owner = Owner.here()
         self.outer: Checkout | None = None
         """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
@@ -123,23 +134,27 @@ class Checkout:
         self.unit = unit
         """The unit of work in which it was taken."""
         self.transaction: OpenTransaction | None = None
-        self.ending: OpenTransaction | None = None
-        """The transaction whose COMMIT or ROLLBACK is running."""
-        self.wait: Wait | None = None
-        """The wait before it, until a scope has it."""
-        self.worked = self.in_transactions = self.connecting = self.pinging = self.waits_before = 0
-        """Nanoseconds in statements, in transactions, of opening and of pinging it; and the requests that had had to
-        wait for a connection of its pool, before it was taken."""
+        self.waits_before = waits_before
+        """Waits for a connection of its pool that had begun before it was taken."""
+        self.connecting = connecting
+        self.worked = self.in_transactions = self.pinging = 0
+        """Nanoseconds in statements, in transactions, of opening and of pinging it."""
         self.idle = self.idle_started = 0
         """The longest time outside of a transaction without a statement, and when it began."""
-        self.open = self.limited = True
-        """Whether it is out; and whether its pool has a limit: what is held of another one is taken from nobody."""
+        self.open = True
+        """Whether it is out."""
+        self.limited = limited
+        """Whether its pool has a limit: what is held of another one is taken from nobody."""
         self.kept = False
         """Whether it is kept for what a session of PostgreSQL has, as LISTEN."""
-        self.telemetry: ConnectionTelemetry | None = None
+        self.telemetry = telemetry
         """Who tells OpenTelemetry of it."""
         self.activities: Mapping[int, list[Activity]] = _NONE_SEEN
         """What the owner was seen doing, by when the time without a statement had begun. Written by the watchdog."""
+
+    def is_of(self, pool: Any) -> bool:
+        """Whether it is a connection of this pool."""
+        return self.pool is not None and self.pool() is pool
 
     def prepared(self, nanoseconds: int, *, opened: bool) -> None:
         """The pool has pinged it, or opened it again, before it handed it out: only now it is in use."""
@@ -243,7 +258,7 @@ class Checkout:
                 return False
             if self.outlived_by_owner:
                 return True
-        return not is_running(self.codes, stack)
+        return not is_running(user_codes(self.codes), stack)
 
     def _driver_works(self) -> bool:
         """Whether the driver says that a command is running, as COPY past SQLAlchemy (psycopg, psycopg2)."""
@@ -349,7 +364,7 @@ class Checkout:
 
     def returned(self, waits: int = 0) -> None:
         """Close what belongs to this checkout, after the connection is back in the pool. Raises nothing."""
-        if sys.exc_info()[0] is not None:
+        if sys.exception() is not None:
             self.failed = True
         if self.transaction is not None:
             self.end_transaction(self.transaction, "rollback", clock())
@@ -364,19 +379,19 @@ class Checkout:
         if holding.get() is self:
             holding.set(self.outer)
         self.outer = None
-        if self.wait is not None and self.scope is None and self.wait.nanoseconds:
-            self.find_scope()
-        scope, taken_in = self.scope, self.taken_in
-        self.scope = self.taken_in = None
+        taken_in, self.taken_in = self.taken_in, None
         if taken_in is None:
-            taken_in = scope
+            if self.wait is not None and self.scope is None and self.wait.nanoseconds:
+                self.find_scope()
+            taken_in = self.scope
         unit = self.unit
         if unit is not None:
             unit.checkouts.discard(self)
             self.unit = None
         if taken_in is not None and not taken_in.closed:
             taken_in.pending.append(self.told(finished, waits, returned=True))
-        if scope is not None:
+        if self.scope is not None:
+            scope, self.scope = self.scope, None
             location = location_of(scope.first_line)
             if location is not None:
                 scope.name = f"connection of {location.function} ({os.path.basename(location.file)}:{location.line})"
@@ -432,6 +447,20 @@ def prepared(nanoseconds: int, *, opened: bool) -> None:
         checkout.prepared(nanoseconds, opened=opened)
 
 
+def all_out() -> list[tuple[Any, Checkout]]:
+    """Return the connection records that are out, each with its checkout. Any thread may ask."""
+    found = []
+    for record_ref in list(out):
+        record = record_ref()
+        if record is None:
+            out.discard(record_ref)
+            continue
+        checkout = record.__dict__.get(RECORD_KEY)
+        if checkout is not None:  # it is not being returned at this moment
+            found.append((record, checkout))
+    return found
+
+
 def checkout_of(record: Any) -> Checkout | None:
     """Return the checkout of a pool's connection record; makes one for a connection that was out before."""
     if record is None:
@@ -439,13 +468,10 @@ def checkout_of(record: Any) -> Checkout | None:
     found: Checkout | None = record.__dict__.get(RECORD_KEY)
     if found is None and getattr(record, "fairy_ref", None) is not None:
         pool = getattr(record, "_ConnectionRecord__pool", None)
-        found = Checkout(
-            clock(),
-            any(watch.settings.implicit_scopes for watch in registry.watches[-1:]),
-            ref(record),
-            None if pool is None else ref(pool),
-        )
+        now = clock()
+        implicit = any(watch.settings.implicit_scopes for watch in registry.watches[-1:])
+        found = Checkout(ref(record), None if pool is None else ref(pool), now, now, implicit)
         record.__dict__[RECORD_KEY] = found
         if pool is not None:
-            out[id(record)] = found.record, ref(pool)
+            out.add(found.record)
     return found

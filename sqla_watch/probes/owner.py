@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 from asyncio import Task, _get_running_loop, current_task
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import RLock, current_thread, get_ident, get_native_id, local
 from time import clock_gettime_ns
 from types import CodeType, FrameType
@@ -18,7 +18,7 @@ from weakref import ref
 
 from sqla_watch.callsite import USER, user_code
 
-__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "is_worker", "user_codes"]
+__all__ = ["Frames", "Owner", "current_frames", "inner_frames", "is_running", "is_worker", "near_codes", "user_codes"]
 
 Frames = Callable[[], dict[int, FrameType]]
 """Gives the innermost frame of each thread by its identifier, as `sys._current_frames` does."""
@@ -71,7 +71,7 @@ def current_frames() -> dict[int, FrameType]:
 
 _DEEPEST = 2_000
 """Frames of a stack that are looked at."""
-_NEAR = 12
+_NEAR = range(12)
 """Frames above the user's innermost one among which those are looked for that may have the connection in hands."""
 _HAS_THREAD_CLOCKS = sys.platform == "linux"
 """Whether the number of a thread gives its clock, and a wrong number an error (man 2 clock_getcpuclockid, kernel)."""
@@ -80,38 +80,38 @@ _HAS_THREAD_CLOCKS = sys.platform == "linux"
 class _Thread:
     """What is known of a thread; lives as long as it."""
 
-    __slots__ = ("__weakref__", "identifier", "is_worker", "native", "owner")
+    __slots__ = ("__weakref__", "identifier", "is_worker", "native")
 
     def __init__(self) -> None:
         self.identifier, self.native = get_ident(), get_native_id()
         self.is_worker = current_thread().name.startswith(_WORKERS)
-        self.owner: Owner | None = None
 
 
-_of_thread = local()
+class _OfThread(local):
+    """What is known of the thread that asks; made when it asks for the first time."""
+
+    def __init__(self) -> None:
+        self.known = _Thread()
+        self.owner = Owner(self.known, None)
+
+
 _WORKERS = ("asyncio_", "ThreadPoolExecutor-", "AnyIO worker thread")
 """How the threads of those pools of workers are called on which event loops put what would keep them waiting."""
 
 
 def _begin_anew() -> None:
     """In a process that was forked off its one thread has another number."""
-    _of_thread.__dict__.clear()
+    global _of_thread
+    _of_thread = _OfThread()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _this_thread() -> _Thread:
-    found: _Thread | None = getattr(_of_thread, "known", None)
-    if found is None:
-        found = _of_thread.known = _Thread()
-    return found
-
-
 def is_worker() -> bool:
     """Whether this thread is one of a pool of workers: a loop that runs there is its own, and keeps nobody waiting."""
-    return _this_thread().is_worker
+    return _of_thread.known.is_worker
 
 
 class Owner:
@@ -129,14 +129,11 @@ class Owner:
     @staticmethod
     def here() -> Owner:
         """Return the task that runs here, or else the thread."""
-        thread = _this_thread()
         loop = _get_running_loop()
-        task = None if loop is None else current_task(loop)
-        if task is not None:
-            return Owner(thread, task)
-        if thread.owner is None:
-            thread.owner = Owner(thread, None)
-        return thread.owner
+        if loop is None:
+            return _of_thread.owner
+        task = current_task(loop)
+        return _of_thread.owner if task is None else Owner(_of_thread.known, task)
 
     @property
     def has_thread(self) -> bool:
@@ -185,24 +182,31 @@ class Owner:
             return 0
 
 
+_of_thread = _OfThread()
+
+
 def is_running(codes: tuple[CodeType, ...], stack: list[FrameType]) -> bool:
     """Whether one of these functions is still somewhere on a stack; also where that cannot be told."""
     return not codes or len(stack) >= _DEEPEST or any(frame.f_code in codes for frame in stack)
 
 
-def user_codes(frame: FrameType | None) -> tuple[CodeType, ...]:
-    """Return the user's functions from `frame` upwards, the innermost first, as far as they are near."""
+def near_codes(frame: FrameType | None) -> list[CodeType]:
+    """Return the functions from `frame` upwards, the innermost first, as far as they are near (hot path).
+
+    Whose they are is left to `user_codes`, when somebody asks: mostly the connection is back before.
+    """
     codes: list[CodeType] = []
-    kinds = user_code.kinds
-    for _ in range(_NEAR):
+    for _ in _NEAR:
         if frame is None:
             break
-        code = frame.f_code
-        filename = code.co_filename
-        if (kinds[filename] if filename in kinds else user_code.kind(filename)) == USER:
-            codes.append(code)
+        codes.append(frame.f_code)
         frame = frame.f_back
-    return tuple(codes)
+    return codes
+
+
+def user_codes(codes: Iterable[CodeType]) -> tuple[CodeType, ...]:
+    """Return those of these functions that are the user's."""
+    return tuple(code for code in codes if user_code.kind(code.co_filename) == USER)
 
 
 def _thread(frame: FrameType | None) -> Iterator[FrameType]:

@@ -22,10 +22,10 @@ from sqla_watch.activities import doing_of_holder
 from sqla_watch.callsite import call_site, locate, location_of
 from sqla_watch.facts import CallSite, Holder, Wait
 from sqla_watch.ignores import active
-from sqla_watch.probes.checkout import Checkout, holding, out, prepared, tell
+from sqla_watch.probes.checkout import Checkout, all_out, holding, out, prepared, tell
 from sqla_watch.probes.door import logger
 from sqla_watch.probes.internals import RECORD_KEY
-from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, user_codes
+from sqla_watch.probes.owner import Frames, Owner, current_frames, is_worker, near_codes
 from sqla_watch.probes.watchdog import watchdog
 from sqla_watch.scopes import UNSAMPLED, Scope, current, current_scope
 from sqla_watch.telemetry import PoolTelemetry
@@ -61,13 +61,10 @@ def unwatch_pool(pool: Any) -> None:
         if type(pool) is _classes.get(base):
             pool.__class__ = base
             del pool.__dict__[_STATE]
-        for key, (record_ref, pool_ref) in list(out.items()):
-            record = record_ref()
-            if record is None or pool_ref() is pool:
-                out.pop(key, None)
-            if record is not None and pool_ref() is pool:
-                checkout = record.__dict__.pop(RECORD_KEY, None)
-                if checkout is not None:
+        for record, checkout in all_out():
+            if checkout.is_of(pool):
+                out.discard(checkout.record)
+                if record.__dict__.pop(RECORD_KEY, None) is not None:
                     checkout.returned()
 
 
@@ -79,28 +76,34 @@ def _watched(base: type) -> type:
     pool_class: Any = base
 
     def _do_get(self: Any) -> Any:
-        # Taken before the wait: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
         state = _state_of(self)
         if not state.on:
             return pool_class._do_get(self)
-        request = _Request(self, state)
-        asking = state.asking
+        asking, started, wait = state.asking, clock(), None
         if _is_exhausted(self, len(asking)):
-            _guarded(state, request.waits)
-        asking.add(request)
+            # Begun before it waits: a coroutine that is woken by a time-out has lost the stack of those awaiting it.
+            wait = _Waiting(self, state, started)
+            _guarded(state, wait.begin)
+            started = wait.started
+        token = object()
+        asking.add(token)
         try:
             record = pool_class._do_get(self)
         except exc.TimeoutError as error:
-            _guarded(state, _timed_out, request, error)
-            request.ends()
+            wait = wait or _Waiting(self, state, started)
+            _guarded(state, _timed_out, wait, error)
+            wait.end()
             raise
         except BaseException:
-            request.ends()
-            if request.is_waiting:
-                _guarded(state, _given_up, request)
+            if wait is not None:
+                wait.end()
+                _guarded(state, _given_up, wait)
             raise
-        request.ends()
-        _guarded(state, _taken, request, record)
+        finally:
+            asking.discard(token)
+        if wait is not None:
+            wait.end()
+        _guarded(state, _taken, self, state, started, wait, record)
         return record
 
     def _create_connection(self: Any) -> Any:
@@ -136,20 +139,14 @@ def _watched(base: type) -> type:
         del self.__dict__["_invoke_creator"]
 
     def _do_return_conn(self: Any, record: Any) -> None:
-        own = record.__dict__
-        checkout: Checkout | None = own.get(RECORD_KEY)
+        state, own = _state_of(self), record.__dict__
+        checkout: Checkout | None = own.pop(RECORD_KEY, None) if state.one_each else _given_back(own)
         if checkout is None:
             pool_class._do_return_conn(self, record)
             return
-        checkout.depth -= 1
-        over = checkout.depth <= 0
-        if over:
-            own.pop(RECORD_KEY, None)
-            out.pop(id(record), None)
+        out.discard(checkout.record)
         pool_class._do_return_conn(self, record)
-        if over:
-            state = _state_of(self)
-            _guarded(state, checkout.returned, state.waits + len(state.waiters))
+        _guarded(state, checkout.returned, state.begun)
 
     found = _classes[base] = type(
         base.__name__,
@@ -195,17 +192,24 @@ def _is_exhausted(pool: Any, asking: int) -> bool:
 class PoolWaits:
     """How many wait for a connection of a pool, and how many have."""
 
-    __slots__ = ("asking", "nanoseconds", "on", "telemetry", "waiters", "waits")
+    __slots__ = (
+        "asking", "begun", "limited", "nanoseconds", "on", "one_each", "pool", "telemetry", "waiters", "waits",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Any) -> None:
+        self.pool = ref(pool)
+        self.limited = getattr(pool, "_max_overflow", -1) >= 0
+        """Whether it has a limit, at which one has to wait."""
+        self.one_each = isinstance(pool, _ONE_EACH)
         self.on = True
         """Whether the pool is watched; no longer after `uninstall()`, or when its probe has failed."""
         # Sets, because adding and taking away is one step for a thread, and counting up is not.
-        self.asking: set[_Request] = set()
-        """Requests that have no answer yet, those included that will not have to wait."""
-        self.waiters: set[_Request] = set()
+        self.asking: set[object] = set()
+        """One for each request that has no answer yet, those included that will not have to wait."""
+        self.waiters: set[_Waiting] = set()
         """Those of them that have to."""
-        self.waits = 0
+        self.begun = self.waits = 0
+        """Waits that have begun, and that are over."""
         self.nanoseconds = 0
         self.telemetry: PoolTelemetry | None = None
 
@@ -224,44 +228,42 @@ def listen(dialect: Any, pool: Any, telemetry: PoolTelemetry | None) -> None:
 
 
 def _state_of(pool: Any) -> PoolWaits:
-    state: PoolWaits | None = pool.__dict__.get(_STATE)
-    if state is None:  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
-        state = PoolWaits()
+    try:
+        return pool.__dict__[_STATE]  # type: ignore[no-any-return]
+    except KeyError:  # a new one: the pool that `Engine.dispose()` makes has the class of the one before
+        state = PoolWaits(pool)
         if _listening:
             state.telemetry = _listening.get(getattr(pool, "_dialect", None))
-        state = pool.__dict__.setdefault(_STATE, state)
-    return state
+        return pool.__dict__.setdefault(_STATE, state)  # type: ignore[no-any-return]
 
 
 def waits_of(pool: Any) -> PoolWaits:
     """Return the waits for a pool so far."""
-    return pool.__dict__.get(_STATE) or PoolWaits()
+    return pool.__dict__.get(_STATE) or PoolWaits(pool)
 
 
-class _Request:
-    """A request for a connection of a pool, from asking to getting one, or none."""
+class _Waiting:
+    """A request for a connection that a pool has none left for, or did not get one in time."""
 
-    __slots__ = ("__dict__", "is_waiting", "open", "pool", "started", "state")
-
-    site: CallSite | None = None
-    """The line that asks; known where the pool had no connection left."""
-    holders: tuple[Holder, ...] = ()
-    """Who had the connections when the wait had become long; the watchdog looks."""
-    outer: tuple[Checkout, ...] = ()
-    """What the same thread or task has out already while it waits for another one."""
-
-    def __init__(self, pool: Any, state: PoolWaits) -> None:
+    def __init__(self, pool: Any, state: PoolWaits, started: int) -> None:
         self.pool = pool
         self.state = state
-        self.started = clock()
-        self.is_waiting = False
+        self.started = started
+        self.begun = False
         self.open = True
+        self.site: CallSite | None = None
+        """The line that asks; known where the pool had no connection left."""
+        self.holders: tuple[Holder, ...] = ()
+        """Who had the connections when the wait had become long; the watchdog looks."""
+        self.outer: tuple[Checkout, ...] = ()
+        """What the same thread or task has out already while it waits for another one."""
 
-    def waits(self) -> None:
+    def begin(self) -> None:
         """The pool has none left: there will be a wait."""
         self.site = call_site(sys._getframe(3))
-        self.is_waiting = True
+        self.begun = True
         self.state.waiters.add(self)
+        self.state.begun += 1
         outer = holding.get()
         while outer is not None:
             if not outer.outlived_at:
@@ -271,11 +273,10 @@ class _Request:
         self.started = clock()
         watchdog.watch(self, soon=True)
 
-    def ends(self) -> None:
+    def end(self) -> None:
         """It has an answer."""
-        self.state.asking.discard(self)
         self.open = False
-        if self.is_waiting:
+        if self.begun:
             for outer in self.outer:
                 outer.waiting -= 1
             self.state.waiters.discard(self)
@@ -298,12 +299,7 @@ def holders_of(pool: Any, frames: Frames | None = None) -> tuple[Holder, ...]:
         def frames() -> dict[int, FrameType]:
             return now
 
-    found = []
-    for record_ref, pool_ref in list(out.values()):
-        record = record_ref() if pool_ref() is pool else None
-        checkout: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
-        if checkout is not None:
-            found.append(checkout.holder(frames))
+    found = [checkout.holder(frames) for _, checkout in all_out() if checkout.is_of(pool)]
     return tuple(sorted(found, key=lambda holder: holder.since))
 
 
@@ -325,58 +321,85 @@ def _note(holders: tuple[Holder, ...]) -> str:
     return "sqla_watch: the connections of the pool were held by\n" + "\n".join(lines)
 
 
-def _taken(request: _Request, record: Any) -> None:
+def _taken(pool: Any, state: PoolWaits, started: int, waited: _Waiting | None, record: Any) -> None:
     """A connection was got: remember since when, and how long it took without opening it."""
-    pool, started, state = request.pool, request.started, request.state
+    taken = clock()
     own = record.__dict__
     connecting = own.pop(_CREATED, 0)
-    wait = clock() - started - connecting
-    checkout: Checkout | None = own.get(RECORD_KEY)
-    if checkout is not None:
-        if checkout.requested >= started:  # the pool's own second try
-            return
-        if not isinstance(pool, _ONE_EACH):  # such as StaticPool: one connection for several
-            checkout.depth += 1
-            checkout.serial = -abs(checkout.serial)  # whose statements may overlap
-            return
-        # It was taken while somebody uninstalled, and its return was not seen.
-    sampled = current.get() is not UNSAMPLED
+    if RECORD_KEY in own and _is_out_already(own[RECORD_KEY], state, started):
+        return
+    wait = taken - started - connecting
     scope = current_scope()
-    unit = None if scope is None else scope.unit
+    if scope is None:
+        sampled, unit = current.get() is not UNSAMPLED, None
+    else:
+        sampled, unit = True, scope.unit
     frame = locate(sys._getframe(3))
-    site: CallSite | None = None if frame is None else tuple.__new__(CallSite, (frame.f_code, frame.f_lasti))
-    record_ref, pool_ref = ref(record), ref(pool)
-    implicit = registry.active_settings().implicit_scopes
-    checkout = own[RECORD_KEY] = Checkout(started, implicit, record_ref, pool_ref, site, unit)
-    checkout.connecting = connecting
-    checkout.waits_before = state.waits + len(state.waiters)
-    out[id(record)] = record_ref, pool_ref
-    if state.telemetry is not None:
-        checkout.telemetry = state.telemetry.taken(started, wait)
+    telemetry = state.telemetry
+    checkout = own[RECORD_KEY] = Checkout(
+        ref(record),
+        state.pool,
+        started,
+        taken,
+        registry.active_settings().implicit_scopes,
+        None if frame is None else tuple.__new__(CallSite, (frame.f_code, frame.f_lasti)),
+        near_codes(frame) if sampled else (),
+        unit,
+        state.limited,
+        state.begun,
+        connecting,
+        None if telemetry is None else telemetry.taken(started, wait),
+    )
+    out.add(checkout.record)
     if not sampled:  # others are told who has the connection, and that is all
         return
-    if frame is not None:
-        checkout.codes = user_codes(frame)
-    limited = checkout.limited = getattr(pool, "_max_overflow", -1) >= 0
-    if wait < SHORTEST_WAIT or not limited:
+    if wait < SHORTEST_WAIT or not state.limited:
         wait = 0  # its own work, or a pool without a limit which the scheduler has held up
-    elif not request.is_waiting and not _is_exhausted(pool, len(state.asking)):
+    elif waited is None and not _is_exhausted(pool, len(state.asking)):
         wait = 0  # there was one all the time: the scheduler, or the garbage collector
     outer = holding.get()
     while outer is not None and not outer.open:
         outer = outer.outer
-    checkout.outer = outer
+    inside = None
+    if outer is not None:
+        checkout.outer = outer
+        inside = _inside(outer, pool, unit) if state.limited else None
     holding.set(checkout)
-    inside = None if outer is None or not limited else _inside(outer, pool, unit)
-    fact = _wait(request, wait, request.site if request.is_waiting else site, inside, checkout)
-    if scope is not None:
+    if wait or inside is not None:
+        site, holders = (checkout.taken_at, ()) if waited is None else (waited.site, waited.holders)
+        fact = _wait(pool, started, wait, site, holders, inside, checkout)
+    else:  # as Wait(…), in half of the time
+        fact = tuple.__new__(
+            Wait, (started, 0, False, None, 0, 0, (), checkout.serial, _is_on_loop(pool), (), 0, False, None, False)
+        )
+    if scope is None:
+        checkout.wait = fact
+    else:
         scope.pending.append(fact)
         checkout.taken_in = scope
-        if unit is not None and (limited or type(pool).__name__ == "NullPool"):
+        if unit is not None and (state.limited or type(pool).__name__ == "NullPool"):
             unit.checkouts.add(checkout)
-    else:
-        checkout.wait = fact
     watchdog.watch(checkout)
+
+
+def _is_out_already(checkout: Checkout, state: PoolWaits, started: int) -> bool:
+    """Whether what was got belongs to a checkout that is known."""
+    if checkout.requested >= started:  # the pool's own second try
+        return True
+    if state.one_each:  # it was taken while somebody uninstalled, and its return was not seen
+        return False
+    checkout.depth += 1  # such as StaticPool: one connection for several
+    checkout.serial = -abs(checkout.serial)  # whose statements may overlap
+    return True
+
+
+def _given_back(own: dict[str, Any]) -> Checkout | None:
+    """Return the checkout of a connection that several may have, if this was the last of them."""
+    checkout: Checkout | None = own.get(RECORD_KEY)
+    if checkout is None:
+        return None
+    checkout.depth -= 1
+    return own.pop(RECORD_KEY, None) if checkout.depth <= 0 else None
 
 
 def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout | None:
@@ -385,68 +408,66 @@ def _inside(outer: Checkout | None, pool: Any, unit: Scope | None) -> Checkout |
     What a test has open while it calls the application is nobody's in production.
     """
     while outer is not None:
-        if (
-            outer.open
-            and outer.unit is unit
-            and not outer.outlived_at
-            and outer.pool is not None
-            and outer.pool() is pool
-        ):
+        if outer.open and outer.unit is unit and not outer.outlived_at and outer.is_of(pool):
             return outer
         outer = outer.outer
     return None
 
 
-def _timed_out(request: _Request, error: BaseException) -> None:
+def _timed_out(wait: _Waiting, error: BaseException) -> None:
     """The pool's limit was reached: there will be no checkout, the wait is all there is.
 
     The exception gets a note that names the holders; nothing else of it is changed.
     """
-    request.holders = holders_of(request.pool)
-    if request.holders:
-        error.add_note(_note(request.holders))
-    _in_vain(request, request.site or call_site(sys._getframe(3)), timed_out=True)
+    wait.holders = holders_of(wait.pool)
+    if wait.holders:
+        error.add_note(_note(wait.holders))
+    _in_vain(wait, wait.site or call_site(sys._getframe(3)), timed_out=True)
 
 
-def _given_up(request: _Request) -> None:
+def _given_up(wait: _Waiting) -> None:
     """Whoever waited was cancelled, or had an error: there will be no checkout, either."""
-    if clock() - request.started >= SHORTEST_WAIT:
-        _in_vain(request, request.site, timed_out=False)
+    if wait.begun and clock() - wait.started >= SHORTEST_WAIT:
+        _in_vain(wait, wait.site, timed_out=False)
 
 
-def _in_vain(request: _Request, site: CallSite | None, *, timed_out: bool) -> None:
+def _in_vain(wait: _Waiting, site: CallSite | None, *, timed_out: bool) -> None:
     """Tell of a wait that led to nothing."""
-    waited = clock() - request.started
-    if request.state.telemetry is not None:
-        request.state.telemetry.in_vain(request.started, waited, timed_out=timed_out)
+    waited = clock() - wait.started
+    if wait.state.telemetry is not None:
+        wait.state.telemetry.in_vain(wait.started, waited, timed_out=timed_out)
     scope = current_scope()
-    inside = _inside(holding.get(), request.pool, None if scope is None else scope.unit)
-    fact = _wait(request, waited, site, inside, None)._replace(timed_out=timed_out)
-    tell(fact, name="connection", started=request.started)
+    inside = _inside(holding.get(), wait.pool, None if scope is None else scope.unit)
+    fact = _wait(wait.pool, wait.started, waited, site, wait.holders, inside, None)._replace(timed_out=timed_out)
+    tell(fact, name="connection", started=wait.started)
 
 
 def _wait(
-    request: _Request, nanoseconds: int, site: CallSite | None, inside: Checkout | None, checkout: Checkout | None
+    pool: Any,
+    started: int,
+    nanoseconds: int,
+    site: CallSite | None,
+    holders: tuple[Holder, ...],
+    inside: Checkout | None,
+    checkout: Checkout | None,
 ) -> Wait:
-    """Return the fact of a request; without a checkout it was in vain."""
-    pool = request.pool
-    serial = 0 if checkout is None else checkout.serial
-    on_loop = _running_loop() is not None and not _is_async(pool) and not is_worker()
-    if not nanoseconds and inside is None:
-        return Wait(request.started, 0, False, None, 0, 0, (), serial, on_loop)
+    """Return the fact of a request that had to wait, or that was made with a connection in hands.
+
+    Without a checkout it was in vain.
+    """
     owner = Owner.here() if checkout is None else checkout.owner
     size = getattr(pool, "size", None)
     return Wait(
-        request.started,
+        started,
         nanoseconds,
         False,
         site,
         size() if callable(size) else 0,
         getattr(pool, "_max_overflow", 0),
         active.get(),
-        serial,
-        on_loop,
-        request.holders,
+        0 if checkout is None else checkout.serial,
+        _is_on_loop(pool),
+        holders,
         owner.number,
         owner.task is not None,
         None if inside is None else inside.taken_at,
@@ -456,12 +477,7 @@ def _wait(
 
 def _is_shared(pool: Any, owner: Owner) -> bool:
     """Whether another thread or task has a connection of a pool, too."""
-    for record_ref, pool_ref in list(out.values()):
-        record = record_ref() if pool_ref() is pool else None
-        other: Checkout | None = None if record is None else record.__dict__.get(RECORD_KEY)
-        if other is not None and other.owner.number != owner.number:
-            return True
-    return False
+    return any(other.is_of(pool) and other.owner.number != owner.number for _, other in all_out())
 
 
 def _begin_anew() -> None:
@@ -474,6 +490,11 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _is_on_loop(pool: Any) -> bool:
+    """Whether a synchronous engine is asked in a thread where an event loop runs, which it keeps waiting."""
+    return _running_loop() is not None and not _is_async(pool) and not is_worker()
 
 
 def _is_async(pool: Any) -> bool:

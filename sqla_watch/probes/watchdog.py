@@ -79,8 +79,8 @@ class Watchdog(Probe):
         self._thread: threading.Thread | None = None
         self._resting: LockType | None = None
         """The bell of the thread that has ended before a fork, and hands over what it had to look at."""
-        self._arrivals: dict[int, Watched] = {}
-        """By their place in memory, so that what is over before the thread wakes goes at once: most is."""
+        self._arrivals: dict[Watched, None] = {}
+        """In their order; what is over before the thread wakes goes at once: most is."""
         self._asleep = True
         self._bell = allocate_lock()
         self._bell.acquire()
@@ -121,18 +121,18 @@ class Watchdog(Probe):
         if not self.interval:
             return
         arrivals = self._arrivals
-        arrivals[id(item)] = item
+        arrivals[item] = None
         if self._asleep:
             self._wake()
         elif soon:
             self._ring()
         elif len(arrivals) > _MOST_ARRIVALS:  # the thread does not run: it was not given the processor, or is gone
-            for key in list(arrivals)[: _MOST_ARRIVALS // 2]:
-                arrivals.pop(key, None)
+            for dropped in list(arrivals)[: _MOST_ARRIVALS // 2]:
+                arrivals.pop(dropped, None)
 
     def leave(self, item: Watched) -> None:
         """It is over: if nobody has looked yet, nobody needs to."""
-        self._arrivals.pop(id(item), None)
+        self._arrivals.pop(item, None)
 
     def stop(self) -> None:
         """End the thread, and wait for its end; it starts again when there is something to look at."""
@@ -192,9 +192,8 @@ class Watchdog(Probe):
             now = clock()
             arrivals = self._arrivals
             taken = arrivals.copy()
-            for key in taken:
-                arrivals.pop(key, None)
-            for item in taken.values():
+            for item in taken:
+                arrivals.pop(item, None)
                 if item.open:
                     heapq.heappush(heap, (0, next(numbers), item))
             del taken
@@ -234,7 +233,7 @@ class Watchdog(Probe):
                 pause = min(pause, max(heap[0][0] - now, _SHORTEST_PAUSE))
             bell.acquire(timeout=max(pause, budget.pause(needed)) / 1e9)
         if self._resting is bell:
-            self._arrivals.update((id(item), item) for _, _, item in heap if item.open)
+            self._arrivals.update((item, None) for _, _, item in heap if item.open)
 
 
 class _Budget:

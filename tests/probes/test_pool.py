@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import psycopg
 import pytest
@@ -37,6 +38,7 @@ from sqlalchemy.orm import Session
 import sqla_watch
 from sqla_watch import Settings
 from sqla_watch.demo.models import Order
+from sqla_watch.probes.checkout import all_out, out
 from tests.support import connection_held_elsewhere, found, in_event_loop, watched_async_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqla_watch.SqlaWatchWarning")
@@ -751,3 +753,17 @@ def test_a_pause_of_the_interpreter_is_no_wait_where_a_connection_was_there(shop
     engine.dispose()
     assert scope.findings == []
     assert scope.wait_seconds == 0
+
+
+def test_a_connection_that_is_gone_without_having_been_returned_is_forgotten() -> None:
+    class Record:
+        pass
+
+    record = Record()
+    known = ref(record)
+    out.add(known)
+    assert record not in [each for each, _ in all_out()], "nothing is known of it"
+    assert known in out
+    del record
+    all_out()
+    assert known not in out

@@ -14,7 +14,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from sqla_watch.findings import Finding
 from sqla_watch.integrations.opentelemetry import names
 from sqla_watch.integrations.opentelemetry.describing import OTHER
-from sqla_watch.probes.checkout import out
+from sqla_watch.probes.checkout import all_out
 from sqla_watch.probes.internals import stored_records
 from sqla_watch.probes.pool import waits_of
 
@@ -123,9 +123,9 @@ def count_connections(pool: Any) -> tuple[int, int]:
     """
     dialect = getattr(pool, "_dialect", None)
     mine = former = 0
-    for record_ref, pool_ref in list(out.values()):
-        record, taken_from = record_ref(), pool_ref()
-        if record is None or taken_from is None:
+    for record, checkout in all_out():
+        taken_from = None if checkout.pool is None else checkout.pool()
+        if taken_from is None:
             continue
         if taken_from is pool:
             mine += 1
