@@ -52,7 +52,7 @@ _EVENT_LOOP = tuple(os.path.join("asyncio", name) for name in ("events.py", "bas
 _MOST_FILES = 20_000
 _MOST_ROUTES = 4_096
 _MOST_CHANGES = 20
-_NOWHERE = (0, None)
+_NOWHERE: Final = (0, None, -1, None)
 """For statements that are sent in too many ways."""
 
 
@@ -61,9 +61,9 @@ class _UserCode:
 
     def __init__(self) -> None:
         self.kinds: dict[str, int] = {}
-        self.routes: dict[object, tuple[int, CodeType | None]] = {}
-        """For each statement, how many frames above the probe the one was that the user's code called, when it was sent
-        last, and its code."""
+        self.routes: dict[object, tuple[int, CodeType | None, int, CodeType | None]] = {}
+        """Where each statement was sent from last: how many frames above the probe, code and instruction, and the code
+        that this has called."""
         self.changes: dict[object, int] = {}
         """How often that was another one than before."""
         self._user: tuple[str, ...] = ()
@@ -181,42 +181,55 @@ def locate(frame: FrameType | None) -> FrameType | None:
     return _locate_slowly(frame)
 
 
-def find_user(asking: object, nearest: int) -> FrameType | None:
-    """Find the frame that `locate` finds for the probe which calls this, and remember where it was.
+def find_user(asking: object, nearest: int) -> tuple[CodeType | None, int, int, CodeType | None]:
+    """Find the line that `locate` finds for the probe which calls this, and remember where it was.
 
-    A statement is mostly sent in one way: as many frames of SQLAlchemy's lie between the probe and the same function of
-    its, which the user's code called. To look there first costs a fifth of going there, which makes an object of each
-    frame on the way.
+    A statement is mostly sent in one way: from the same line, or by as many frames of SQLAlchemy's which begin with the
+    same function of its. To look there first costs a fifth of going there, which makes an object of each frame on the
+    way. The probe itself looks whether it is the same line.
 
     Args:
         asking: What the way is remembered for, None for not at all.
         nearest: Frames above the probe that are not the user's for sure.
+
+    Returns:
+        The code and the instruction there, None and -1 without any; the instruction of its caller; and the code of
+        what it has called, if that is known.
     """
-    probe = sys._getframe(1)
-    try:
-        above: FrameType | None = sys._getframe(nearest + 1)
-    except ValueError:  # in a greenlet, whose frames are few
-        above = None
-    found = locate(above)
-    if asking is None or found is None or user_code.kind(found.f_code.co_filename) != USER:
-        return found
-    depth, frame = 0, probe
-    while frame.f_back is not found:
-        if frame.f_back is None:  # it is in the coroutine that awaits this greenlet
-            return found
+    depth, _, _, entry = user_code.routes.get(asking, _NOWHERE)
+    frame = _frame(depth + 1)
+    if entry is not None and frame is not None and frame.f_code is entry:
+        frame = frame.f_back
+        if frame is not None and user_code.kinds.get(frame.f_code.co_filename) == USER:
+            user_code.routes[asking] = depth, frame.f_code, frame.f_lasti, entry
+            return *_place_in(frame), entry
+    found = locate(_frame(nearest + 1))
+    if found is None:
+        return None, -1, 0, None
+    frame, depth = sys._getframe(1), 1
+    while frame is not None and frame.f_back is not found:
         frame = frame.f_back
         depth += 1
+    # Without a frame it is in the coroutine that awaits this greenlet.
+    if asking is None or frame is None or user_code.kind(found.f_code.co_filename) != USER:
+        return *_place_in(found), None
     if len(user_code.routes) >= _MOST_ROUTES:
         user_code.forget_routes()
     changes = user_code.changes[asking] = user_code.changes.get(asking, 0) + 1
-    user_code.routes[asking] = (depth, frame.f_code) if changes < _MOST_CHANGES else _NOWHERE
-    return found
+    often = changes >= _MOST_CHANGES
+    user_code.routes[asking] = _NOWHERE if often else (depth, found.f_code, found.f_lasti, frame.f_code)
+    return *_place_in(found), frame.f_code
 
 
-def place_of(frame: FrameType | None) -> tuple[CodeType | None, int, int]:
-    """Return the code of a frame, the offset of the instruction there, and that of the instruction in its caller."""
-    if frame is None:
-        return None, -1, 0
+def _frame(depth: int) -> FrameType | None:
+    """Return the frame so far above the one that asks; None in a greenlet, whose frames are few."""
+    try:
+        return sys._getframe(depth + 1)
+    except ValueError:
+        return None
+
+
+def _place_in(frame: FrameType) -> tuple[CodeType, int, int]:
     above = frame.f_back
     return frame.f_code, frame.f_lasti, 0 if above is None else above.f_lasti
 

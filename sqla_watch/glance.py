@@ -7,11 +7,11 @@ names as `Record.sizes`, and never too few; whatever is out of the ordinary is l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqla_watch.facts import Fact, Flush, Held, LoadKind, RowCounter, Transaction, Wait
+from sqla_watch.facts import FINGERPRINT, LOAD, Fact, Flush, Held, LoadKind, RowCounter, Transaction, Wait
 from sqla_watch.record import WORTH_KEEPING, Totals
 
 __all__ = ["FEW", "glance"]
@@ -27,7 +27,7 @@ _enough = itemgetter(
 )  # fmt: skip
 
 
-def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
+def glance(facts: Sequence[Fact], floors: Mapping[str, float]) -> Totals | None:
     """Return the totals, if no rule can find anything in these facts; None if one might.
 
     Args:
@@ -35,10 +35,9 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
         floors: How much there has to be for any rule to find anything, by what the rules read (`Settings.floors`).
     """
     statements = all_rows = database = ending = commits = rollbacks = held = connecting = checkouts = 0
-    most_rows = slowest = writes = most_lazy = most_columns = flushes = longest = gap = latest = last_checkout = 0
-    times: dict[str, int] = {}
-    touched: dict[object, int] = {}
-    asked: set[tuple[str, int, int]] = set()
+    most_rows = slowest = flushes = longest = gap = latest = last_checkout = 0
+    loads = 0
+    asked: list[tuple[str, int, int]] = []
     counters: list[RowCounter] = []
     fact: Any
     for fact in facts:
@@ -85,9 +84,9 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
         if extra is not None and not extra.is_ordinary:
             return None
         if rows.__class__ is not int:
-            if rows.special:
-                return None
             if not rows.over:
+                if rows.special:
+                    return None
                 counters.append(rows)
             elapsed += rows.nanoseconds
             rows = rows.rows
@@ -98,37 +97,25 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
             most_rows = rows
         if elapsed > slowest:
             slowest = elapsed
-        text = fingerprint.text
-        times[text] = alike = times.get(text, 0) + 1
-        if load is None:
-            if fingerprint.asks:
-                question = (text, values, transaction)
-                if question in asked:
-                    return None
-                asked.add(question)
-            elif fingerprint.writes and alike > writes:
-                writes = alike
-        elif load.kind is _LAZY:
-            what: Any = load.relationship
-            touched[what] = alike = touched.get(what, 0) + 1
-            if alike > most_lazy:
-                most_lazy = alike
-        elif load.kind is _COLUMN and alike > most_columns:
-            most_columns = alike
+        if load is not None:
+            loads += 1
+        elif fingerprint.asks:
+            asked.append((fingerprint.text, values, transaction))
     groups, many_rows, slow, many_lazy, many_columns, many_writes, many_flushes, long, long_gap, many = _enough(floors)
     if (
         statements >= groups
         or most_rows >= many_rows
         or slowest >= slow
-        or most_lazy >= many_lazy
-        or most_columns >= many_columns
-        or writes >= many_writes
         or flushes >= many_flushes
         or longest >= long
         or gap >= long_gap
-        or (times and max(times.values()) >= many)
+        or len({*asked}) < len(asked)
     ):
         return None
+    if loads >= many_lazy or loads >= many_columns or statements >= many or statements >= many_writes:
+        most, writes, lazy, columns = _most_alike(facts)
+        if most >= many or writes >= many_writes or lazy >= many_lazy or columns >= many_columns:
+            return None
     totals = Totals()
     totals.statements, totals.rows, totals.database, totals.ending = statements, all_rows, database, ending
     totals.commits, totals.rollbacks, totals.checkouts = commits, rollbacks, checkouts
@@ -136,3 +123,24 @@ def glance(facts: Iterable[Fact], floors: Mapping[str, float]) -> Totals | None:
     for counter in counters:  # rows may be fetched after the scope has closed
         counter.record = totals
     return totals
+
+
+def _most_alike(facts: Iterable[Fact]) -> tuple[int, int, int, int]:
+    """Return how often the same statement was sent at most: any, a write, loads of a relationship, and of columns."""
+    writes = columns = 0
+    times: dict[str, int] = {}
+    touched: dict[object, int] = {}
+    fact: Any
+    for fact in facts:
+        if fact.__class__ is not tuple or fact[FINGERPRINT].housekeeping:
+            continue
+        fingerprint, load = fact[FINGERPRINT], fact[LOAD]
+        times[fingerprint.text] = alike = times.get(fingerprint.text, 0) + 1
+        if load is None:
+            if fingerprint.writes and alike > writes:
+                writes = alike
+        elif load.kind is _LAZY:
+            touched[load.relationship] = touched.get(load.relationship, 0) + 1
+        elif load.kind is _COLUMN and alike > columns:
+            columns = alike
+    return max(times.values(), default=0), writes, max(touched.values(), default=0), columns

@@ -299,7 +299,7 @@ class Scope:
             number = len(self.pending)
             if self._record is not None or number > FEW:
                 return False
-            totals = glance(islice(self.pending, number), self.settings.floors) if number else Totals()
+            totals = glance(self.pending[:number], self.settings.floors) if number else Totals()
             if totals is None:
                 return False
             self._record = totals

@@ -238,7 +238,6 @@ def test_a_probe_that_fails_says_so_once_and_switches_itself_off(
     """A fault of ours cannot be had otherwise: the function that finds the line is broken on purpose."""
     sqla_watch.install(engine)
     monkeypatch.setattr("sqla_watch.probes.dialect.find_user", lambda *arguments: 1 / 0)
-    monkeypatch.setattr("sqla_watch.probes.dialect.USER", -1)
     caplog.set_level(logging.ERROR, "sqla_watch")
     with sqla_watch.scope("fault") as scope, engine.connect() as connection:
         for number in range(3):

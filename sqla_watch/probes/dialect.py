@@ -14,7 +14,7 @@ from time import perf_counter_ns as clock
 from types import CodeType
 from typing import Any
 
-from sqla_watch.callsite import USER, find_user, place_of, user_code
+from sqla_watch.callsite import find_user, user_code
 from sqla_watch.facts import Extra, Load
 from sqla_watch.fingerprint import Fingerprint, Fingerprints
 from sqla_watch.ignores import active
@@ -42,8 +42,8 @@ from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
 
-_NOTHING = (0, 0, 0, 0, 0, None, None)
-"""What most statements have of rows, hashes, numbers, loads and more, until it is known better: set at once."""
+_NOTHING = (0, 0, 0, 0, None, None)
+"""What statements have of hashes, numbers, loads and more, until it is known better: set at once."""
 MANY_ALIKE = 50
 """Parameter sets of one UPDATE from which on it is looked whether all set the same."""
 
@@ -76,7 +76,7 @@ def _execute(door: Door, original: Any) -> Any:
     # Five frames of SQLAlchemy's are below any user's; each frame that is looked at has to be made an object first.
     # Under AsyncSession the stack may end there, and goes on in another greenlet.
     nearest = 5 if getattr(door.target, "is_async", False) else 6
-    kinds, routes = user_code.kinds, user_code.routes
+    routes = user_code.routes
     enough = DIGEST
     plain = executes_plainly(original)
 
@@ -126,41 +126,34 @@ def _execute(door: Door, original: Any) -> Any:
                     fingerprint = _fingerprint(statement, compiled)
                     fresh = bool(fingerprint.literals) or context.cache_hit is NO_CACHE_KEY
                 try:
-                    depth, entry = routes[fingerprint]
+                    depth, code, instruction, entry = routes[fingerprint]
                     frame = _getframe(depth)
-                    if frame.f_code is not entry:
+                    if frame.f_code is not code or frame.f_lasti != instruction:
                         raise KeyError
-                    frame = frame.f_back
-                    code = frame.f_code
-                    if kinds[code.co_filename] != USER:
-                        raise KeyError
-                    instruction = frame.f_lasti
                     frame = frame.f_back  # the place in the caller tells calls through one helper apart
                     path = 0 if frame is None else frame.f_lasti
-                except (AttributeError, KeyError, ValueError):  # from a greenlet, or in no way that is known yet
-                    entry = None
-                    frame = find_user(None if fresh else fingerprint, 3 if compiled is None else nearest)
-                    code, instruction, path = place_of(frame)
+                except (KeyError, ValueError):  # from a greenlet, from another line, or in no way that is known yet
+                    asking = None if fresh else fingerprint
+                    code, instruction, path, entry = find_user(asking, 3 if compiled is None else nearest)
 
-                rows, values, fixed, runid, parent, load, extra = _NOTHING
+                values, fixed, runid, parent, load, extra = _NOTHING
                 if fingerprint.reads:
-                    if not error:
-                        rows = cursor.rowcount
-                        if rows >= tracking.many_rows:
-                            rows = follow(context, fingerprint, rows, checkout, code)
-                        elif rows < 0:  # the driver cannot tell yet
-                            if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
-                                context._is_server_side or "stream_results" in context.execution_options
-                            ):
-                                rows = context.cursor_fetch_strategy = CountingFetch()
-                                shape = fingerprint.shape
-                                if shape is not None and shape.key:
-                                    rows.key = shape.key
-                            else:
-                                rows, failure = count_stream(context, cursor, checkout)
-                                finished = clock()  # its first rows were fetched with it
-                                if failure is not None:
-                                    error = name_of(failure)
+                    rows = 0 if error else cursor.rowcount
+                    if rows < 0:  # the driver cannot tell yet
+                        if context.cursor_fetch_strategy is DEFAULT_FETCH and not (
+                            context._is_server_side or "stream_results" in context.execution_options
+                        ):
+                            rows = context.cursor_fetch_strategy = CountingFetch()
+                            shape = fingerprint.shape
+                            if shape is not None and shape.key:
+                                rows.key = shape.key
+                        else:
+                            rows, failure = count_stream(context, cursor, checkout)
+                            finished = clock()  # its first rows were fetched with it
+                            if failure is not None:
+                                error = name_of(failure)
+                    elif rows >= tracking.many_rows:
+                        rows = follow(context, fingerprint, rows, checkout, code)
                     if fingerprint.simple:
                         try:
                             values = fixed = hash(
@@ -169,8 +162,8 @@ def _execute(door: Door, original: Any) -> Any:
                         except Exception:  # a list, a dictionary, a type of the application's own
                             values, fixed = fingerprint.hash_values(parameters)
                     else:
-                        sent = fingerprints.of(statement) if fingerprint.rendered else fingerprint
-                        values, fixed = sent.hash_values(parameters)
+                        rendered = fingerprints.of(statement) if fingerprint.rendered else fingerprint
+                        values, fixed = rendered.hash_values(parameters)
                         skipped, listed = fingerprint.sizes(parameters)
                         if skipped or listed:
                             extra = Extra(skipped, listed)
@@ -184,34 +177,35 @@ def _execute(door: Door, original: Any) -> Any:
                             if described is not None:
                                 load, fixed, parent = described
                 elif fingerprint.writes:
+                    rows = 0
                     if statement[:6].lower() == "select":
                         fingerprint = fingerprints.of(statement)  # a default that is fetched before its INSERT
                     else:
                         values, fixed, extra = _write(fingerprint, parameters, context, cursor, checkout, scope)
                         if fingerprint.returns_rows and not error:
                             rows = max(cursor.rowcount, 0)
+                else:
+                    rows = 0
 
                 if fresh and not fingerprint.housekeeping:
                     extra = count_uncached(extra, fingerprint, context, code, instruction)
                 transaction = checkout.transaction
-                if transaction is None and not fingerprint.housekeeping:  # begun before this watch was installed
-                    transaction = checkout.transaction = OpenTransaction(next_transaction())
+                if transaction is None:
+                    transaction = _transaction_for(fingerprint, checkout)
                 fact = (
                     fingerprint, code, instruction, path, started, finished, rows, values, fixed, checkout.serial,
-                    0 if transaction is None else transaction.serial, load, runid,
-                    _ignores() if entered_ignores else (), error, extra, parent,
+                    transaction.serial, load, runid, _ignores() if entered_ignores else (), error, extra, parent,
                 )  # fmt: skip
                 pending = scope.pending
                 pending.append(fact)
-                if transaction is not None:
-                    if transaction.scope is not scope:
-                        checkout.moved(scope, fact)
-                    sent = transaction.sent
-                    sent.append(fact)
-                    if fingerprint.housekeeping or len(sent) >= enough:
-                        transaction.add_up()
-                if len(pending) >= enough:  # and at the transaction's end
-                    scope.digest()
+                if transaction.scope is not scope:
+                    checkout.moved(scope, fact)
+                sent = transaction.sent
+                sent.append(fact)
+                if fingerprint.housekeeping or len(sent) >= enough:  # and at the transaction's end
+                    transaction.add_up()
+                    if len(pending) >= enough:
+                        scope.digest()
             except Exception:
                 door.fault()
             if error:
@@ -221,6 +215,17 @@ def _execute(door: Door, original: Any) -> Any:
                 scope.raise_now()
 
     return do_execute
+
+
+def _transaction_for(fingerprint: Fingerprint, checkout: Checkout) -> OpenTransaction:
+    """Return the transaction of a statement in whose connection none is known to be open.
+
+    It was begun before this watch was installed; what only manages the connection is in none, and has one for itself.
+    """
+    if fingerprint.housekeeping:
+        return OpenTransaction(0)
+    transaction = checkout.transaction = OpenTransaction(next_transaction())
+    return transaction
 
 
 def _pass_by(checkout: Checkout, original: Any, *arguments: Any) -> Any:
