@@ -100,10 +100,10 @@ def test_what_counts_as_the_users_may_change(engine: Engine) -> None:
     with Session(engine) as session:
         session.scalar(QUERY)
         assert user_code.routes
-        sqla_watch.install(create_engine("sqlite://"), user_code=("shop",))
-        assert not user_code.routes
-        session.scalar(QUERY)
-        assert user_code.routes
+        with sqla_watch.install(create_engine("sqlite://"), settings=sqla_watch.Settings(user_code=("shop",))):
+            assert not user_code.routes
+            session.scalar(QUERY)
+            assert user_code.routes
     watch.uninstall()
 
 
