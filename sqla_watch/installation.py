@@ -484,12 +484,13 @@ def _installed(target: Engine | None) -> Watch | None:
 
 
 def _configure() -> None:
-    """Tell the call sites which code is the user's, by the settings of all watches."""
+    """Tell the probes what they are to do, by the settings of all watches."""
     settings = [watch.settings for watch in registry.watches]
     user_code.configure(
         user=dict.fromkeys(name for each in settings for name in each.user_code),
         library=dict.fromkeys(name for each in settings for name in each.library_code),
     )
+    registry.outside.is_recorded = registry.active_settings().implicit_scopes
     active = {rule for each in settings for rule in each.active}
     _configure_watchdog(settings)
     tracking.configure(

@@ -44,6 +44,16 @@ span, may be over when the scope is closed. They raise nothing."""
 fallbacks: list[Scope] = []
 """Scopes for what is sent in none, the innermost last: those of a test that runs, of which its threads know nothing."""
 
+
+class _Outside:
+    """What is done about statements in no scope."""
+
+    is_recorded = True
+    """Whether a connection makes a scope of its own for them."""
+
+
+outside = _Outside()
+
 _defaults: list[Settings] = []
 
 

@@ -37,7 +37,7 @@ from sqla_watch.probes.rows import CountingFetch, count_stream, follow
 from sqla_watch.probes.session import flushing, session_door
 from sqla_watch.probes.transaction import OpenTransaction, next_transaction
 from sqla_watch.probes.uncached import count_uncached
-from sqla_watch.registry import fallbacks
+from sqla_watch.registry import fallbacks, outside
 from sqla_watch.scopes import DIGEST, UNSAMPLED, Scope, current
 
 __all__ = ["watch_dialect"]
@@ -81,25 +81,23 @@ def _execute(door: Door, original: Any) -> Any:
     plain = executes_plainly(original)
 
     def do_execute(cursor: Any, statement: Any, parameters: Any, context: Any = None) -> Any:
-        try:
-            checkout = context._dbapi_connection._connection_record._sqla_watch
-        except AttributeError:
-            checkout = _adopt(context)
-            if checkout is None:  # SQLAlchemy's own look-ups while it connects
-                return original(cursor, statement, parameters, context)
         scope = _current()
-        if scope is None or scope.closed or not door.open:
-            if scope is UNSAMPLED:
-                if checkout.telemetry is not None:
+        if scope is not None or fallbacks or outside.is_recorded:
+            try:
+                checkout = context._dbapi_connection._connection_record._sqla_watch
+            except AttributeError:
+                checkout = _adopt(context)
+                if checkout is None:  # SQLAlchemy's own look-ups while it connects
+                    return original(cursor, statement, parameters, context)
+            if scope is None or scope.closed or not door.open:
+                if scope is UNSAMPLED and checkout.telemetry is not None:
                     return _pass_by(checkout, original, cursor, statement, parameters, context)
-                scope = None
-            elif scope is not None or checkout.implicit or fallbacks:
-                scope = checkout.find_scope() if door.open else None
-            if scope is None:
-                if plain:
-                    cursor.execute(statement, parameters)
-                    return None
-                return original(cursor, statement, parameters, context)
+                scope = checkout.find_scope() if scope is not UNSAMPLED and door.open else None
+        if scope is None:
+            if plain:
+                cursor.execute(statement, parameters)
+                return None
+            return original(cursor, statement, parameters, context)
         error = ""
         frame: Any
         code: CodeType | None
