@@ -39,11 +39,11 @@ from benchmarks.watchdog_cost import server_with_room
 from benchmarks.workloads import SQLITE, WORKLOADS, describe_workload, driver_of, fill
 from sqla_watch.demo.server import EmbeddedServer
 
-TURNS = 20
+TURNS = 16
 QUICK_TURNS = 6
-GENERATIONS = 4
-"""How often all processes are started anew."""
-QUICK_GENERATIONS = 2
+GENERATIONS = 8
+"""How often all processes are started anew: what lies where in memory makes one faster or slower by up to 3 %."""
+QUICK_GENERATIONS = 3
 ROOT = Path(__file__).parents[1]
 
 
