@@ -69,9 +69,9 @@ def watch_dialect(dialect: Any) -> Door:
 
 
 def _execute(door: Door, original: Any) -> Any:
-    # The hot path. Everything is in one function and in local names, because a call costs as much as ten attributes, and
-    # what is rare is left to functions. Of 6.2 µs that a statement of Core costs on SQLite with CPython 3.11, this takes
-    # 3.8, counting rows 0.6; to add it up later, in loops, takes 1.8. A bytecode here costs 15 ns, in a loop 3.
+    # The hot path. Everything is in one function and in local names, because a call costs as much as ten attributes,
+    # and what is rare is left to functions. Of 6.2 µs that a statement of Core costs on SQLite with CPython 3.11, this
+    # takes 3.8 and counting rows 0.6; to add it up later, in loops, 1.8. A bytecode here takes 15 ns, in a loop 3.
     #
     # Five frames of SQLAlchemy's are below any user's; each frame that is looked at has to be made an object first.
     # Under AsyncSession the stack may end there, and goes on in another greenlet.
