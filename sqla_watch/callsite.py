@@ -53,7 +53,7 @@ _MOST_FILES = 20_000
 _MOST_ROUTES = 4_096
 _MOST_CHANGES = 20
 _NOWHERE: Final = (0, None, -1, None)
-"""For statements that are sent in too many ways."""
+"""For statements that are sent in too many ways, or from behind a greenlet: they are not looked for any more."""
 
 
 class _UserCode:
@@ -196,28 +196,32 @@ def find_user(asking: object, nearest: int) -> tuple[CodeType | None, int, int, 
         The code and the instruction there, None and -1 without any; the instruction of its caller; and the code of
         what it has called, if that is known.
     """
-    depth, _, _, entry = user_code.routes.get(asking, _NOWHERE)
-    frame = _frame(depth + 1)
-    if entry is not None and frame is not None and frame.f_code is entry:
-        frame = frame.f_back
-        if frame is not None and user_code.kinds.get(frame.f_code.co_filename) == USER:
-            user_code.routes[asking] = depth, frame.f_code, frame.f_lasti, entry
-            return *_place_in(frame), entry
+    routes = user_code.routes
+    known = routes.get(asking)
+    if known is not None and known is not _NOWHERE:
+        depth, _, _, entry = known
+        frame = _frame(depth)
+        if frame is not None and frame.f_code is entry:
+            frame = frame.f_back
+            if frame is not None and user_code.kinds.get(frame.f_code.co_filename) == USER:
+                routes[asking] = depth, frame.f_code, frame.f_lasti, entry
+                return *_place_in(frame), entry
     found = locate(_frame(nearest + 1))
     if found is None:
         return None, -1, 0, None
+    if asking is None or known is _NOWHERE or user_code.kind(found.f_code.co_filename) != USER:
+        return *_place_in(found), None
+    if len(routes) >= _MOST_ROUTES:
+        user_code.forget_routes()
     frame, depth = sys._getframe(1), 1
     while frame is not None and frame.f_back is not found:
         frame = frame.f_back
         depth += 1
-    # Without a frame it is in the coroutine that awaits this greenlet.
-    if asking is None or frame is None or user_code.kind(found.f_code.co_filename) != USER:
-        return *_place_in(found), None
-    if len(user_code.routes) >= _MOST_ROUTES:
-        user_code.forget_routes()
     changes = user_code.changes[asking] = user_code.changes.get(asking, 0) + 1
-    often = changes >= _MOST_CHANGES
-    user_code.routes[asking] = _NOWHERE if often else (depth, found.f_code, found.f_lasti, frame.f_code)
+    if frame is None or changes >= _MOST_CHANGES:  # it is in the coroutine that awaits this greenlet
+        routes[asking] = _NOWHERE
+        return *_place_in(found), None
+    routes[asking] = depth, found.f_code, found.f_lasti, frame.f_code
     return *_place_in(found), frame.f_code
 
 

@@ -6,6 +6,7 @@ One statement, which SQLAlchemy keeps compiled, is sent in all ways that could b
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Session
 
 import sqla_watch
+from sqla_watch import callsite
 from sqla_watch.callsite import _MOST_CHANGES, location_of, user_code
 from sqla_watch.demo.models import Customer
 from sqla_watch.probes.internals import executes_plainly
@@ -47,6 +49,26 @@ def test_one_statement_of_two_lines_in_turns(engine: Engine) -> None:
             session.scalar(QUERY)  # one
             session.scalar(QUERY)  # other
         assert lines(scope) == [(line_of("one"), 30), (line_of("other"), 30)]
+
+
+def test_only_the_first_time_all_frames_are_gone_through(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[FrameType | None] = []
+    locate = callsite.locate
+
+    def note(frame: FrameType | None) -> FrameType | None:
+        asked.append(frame)
+        return locate(frame)
+
+    sqla_watch.install(engine)
+    with sqla_watch.scope("turns") as scope, Session(engine) as session:
+        session.scalar(QUERY)  # first
+        monkeypatch.setattr(callsite, "locate", note)
+        for _ in range(3):
+            session.scalar(QUERY)  # second
+            session.scalar(QUERY)  # third
+        assert not asked
+        monkeypatch.undo()
+        assert lines(scope) == [(line_of("first"), 1), (line_of("second"), 3), (line_of("third"), 3)]
 
 
 def test_by_ways_of_other_lengths(engine: Engine) -> None:
@@ -115,6 +137,7 @@ async def test_behind_a_greenlet(shop_url: str) -> None:
                 for _ in range(3):
                     await connection.execute(RAW)  # awaited
             assert lines(scope) == [(line_of("awaited"), 3)]
+            assert set(user_code.routes.values()) == {callsite._NOWHERE}
 
 
 def test_the_dialects_own_way_of_sending_is_taken_if_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
