@@ -239,14 +239,10 @@ Statement: TypeAlias = tuple[
 FINGERPRINT: Final = 0
 CODE: Final = 1
 INSTRUCTION: Final = 2
-PATH: Final = 3
 STARTED: Final = 4
 FINISHED: Final = 5
-VALUES: Final = 7
-CHECKOUT: Final = 9
 TRANSACTION: Final = 10
 LOAD: Final = 11
-RUNID: Final = 12
 IGNORES: Final = 13
 ERROR: Final = 14
 """Places in a `Statement`."""
