@@ -205,6 +205,16 @@ class Watch:
         """Whether it is installed."""
         return self in registry.watches
 
+    @property
+    def settings(self) -> Settings:
+        """By what it judges; others may be set at any time."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+        registry.look_at_settings()
+
     def uninstall(self) -> None:
         """Take the probes off the engines which no other watch has; leaves them as they were. May be repeated."""
         with _lock:
@@ -490,7 +500,7 @@ def _configure() -> None:
         user=dict.fromkeys(name for each in settings for name in each.user_code),
         library=dict.fromkeys(name for each in settings for name in each.library_code),
     )
-    registry.outside.is_recorded = registry.active_settings().implicit_scopes
+    registry.look_at_settings()
     active = {rule for each in settings for rule in each.active}
     _configure_watchdog(settings)
     tracking.configure(

@@ -48,8 +48,8 @@ fallbacks: list[Scope] = []
 class _Outside:
     """What is done about statements in no scope."""
 
-    is_recorded = True
-    """Whether a connection makes a scope of its own for them."""
+    is_recorded = False
+    """Whether a connection makes a scope of its own for them, as the latest watch's settings say."""
 
 
 outside = _Outside()
@@ -64,6 +64,11 @@ def active_settings() -> Settings:
     if not _defaults:
         _defaults.append(Settings.load())
     return _defaults[0]
+
+
+def look_at_settings() -> None:
+    """Take over what the latest watch's settings say of statements in no scope; to be called when they change."""
+    outside.is_recorded = bool(watches) and watches[-1].settings.implicit_scopes
 
 
 def take_news() -> list[Fact]:

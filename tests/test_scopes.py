@@ -363,3 +363,12 @@ def test_nothing_of_the_application_is_kept(engine: Engine) -> None:
         gc.collect()
         assert number == 3
         assert not [each for each in gc.get_objects() if type(each) is Customer]
+
+
+def test_implicit_scopes_can_be_switched_on_again(engine: Engine, watch: Watch) -> None:
+    watch.settings = Settings(implicit_scopes=False)
+    n_plus_one(engine)
+    watch.settings = Settings(profile="test")
+    with reported() as scopes:
+        n_plus_one(engine)
+    assert [scope.kind for scope in scopes] == ["implicit"]

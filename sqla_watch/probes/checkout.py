@@ -70,7 +70,7 @@ class Checkout:
     """One connection from its checkout to its return."""
 
     __slots__ = (
-        "__dict__", "activities", "codes", "connecting", "idle", "idle_started", "implicit",
+        "__dict__", "activities", "codes", "connecting", "idle", "idle_started",
         "in_transactions", "kept", "limited", "open", "outer", "owner", "pinging", "pool", "quiet_since", "record",
         "requested", "scope", "serial", "taken", "taken_at", "taken_in", "telemetry", "transaction", "unit",
         "waits_before", "worked",
@@ -102,7 +102,6 @@ class Checkout:
         pool: ref[Any] | None,
         requested: int,
         taken: int,
-        implicit: bool,
         site: CallSite | None = None,
         codes: Sequence[CodeType] = (),
         unit: Scope | None = None,
@@ -126,8 +125,6 @@ class Checkout:
         self.owner = Owner.here()
         self.outer: Checkout | None = None
         """The checkout that the same thread or task, or the one that started it, had when it asked for this one."""
-        self.implicit = implicit
-        """Whether it makes a scope of its own where none is open."""
         self.scope: Scope | None = None
         self.taken_in: Scope | None = None
         """The explicit scope in which it was taken."""
@@ -287,9 +284,9 @@ class Checkout:
             if scope is UNSAMPLED:
                 return None
             scope = scope.parent
-        if scope is None and self.implicit:
+        if scope is None:
             scope = self.scope
-            if scope is None:
+            if scope is None and registry.outside.is_recorded:
                 scope = self.scope = Scope("connection", "implicit", registry.active_settings())
                 if self.wait is not None:
                     scope.pending.append(self.wait)
@@ -433,7 +430,7 @@ def tell(fact: Fact, checkout: Checkout | None = None, *, name: str, started: in
         scope = checkout.find_scope()
     if scope is not None:
         scope.pending.append(fact)
-    elif current.get() is not UNSAMPLED and registry.watches and registry.active_settings().implicit_scopes:
+    elif current.get() is not UNSAMPLED and registry.outside.is_recorded:
         scope = Scope(name, "implicit", registry.active_settings())
         scope.started = started or scope.started
         scope.pending.append(fact)
@@ -469,8 +466,7 @@ def checkout_of(record: Any) -> Checkout | None:
     if found is None and getattr(record, "fairy_ref", None) is not None:
         pool = getattr(record, "_ConnectionRecord__pool", None)
         now = clock()
-        implicit = any(watch.settings.implicit_scopes for watch in registry.watches[-1:])
-        found = Checkout(ref(record), None if pool is None else ref(pool), now, now, implicit)
+        found = Checkout(ref(record), None if pool is None else ref(pool), now, now)
         record.__dict__[RECORD_KEY] = found
         if pool is not None:
             out.add(found.record)

@@ -341,7 +341,6 @@ def _taken(pool: Any, state: PoolWaits, started: int, waited: _Waiting | None, r
         state.pool,
         started,
         taken,
-        registry.active_settings().implicit_scopes,
         None if frame is None else tuple.__new__(CallSite, (frame.f_code, frame.f_lasti)),
         near_codes(frame) if sampled else (),
         unit,

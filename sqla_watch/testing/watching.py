@@ -324,6 +324,7 @@ class _Watching:
         # In front of the others: what an application has installed for itself stays in force outside of tests.
         registry.watches.remove(self.watch)
         registry.watches.insert(0, self.watch)
+        registry.look_at_settings()
 
     def close(self) -> None:
         watch, self.watch = self.watch, None
